@@ -1,0 +1,98 @@
+"""Metrics and health of a service: what it counts, and the loopback HTTP face that shows it.
+
+GET /metrics (Prometheus text format), /healthz (200 while the process answers), /readyz (200 or 503 with one line
+for each reason it is not ready). The face is the standard library's: a web framework would cost 25 MB a process.
+"""
+
+import contextlib
+import http.server
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
+
+from bulkhead import __version__
+
+logger = logging.getLogger(__name__)
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+BUILD_INFO = Gauge("bulkhead_build_info", "Constant 1, labelled with service and version.", ["service", "version"])
+CALLS = Histogram("bulkhead_rpc_seconds", "Duration of gRPC calls served.", ["method", "code"], buckets=BUCKETS)
+STAGES = Histogram(
+    "bulkhead_stage_seconds",
+    "Duration of one stage of an operation (cni_add, shim_start, …).",
+    ["stage", "outcome"],
+    buckets=BUCKETS,
+)
+ERRORS = Counter("bulkhead_errors_total", "Unexpected errors by the place that met them.", ["where"])
+
+#: Returns why the service is not ready; an empty list means it is.
+Readiness = Callable[[], list[str]]
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Time the block as one stage, with outcome "ok" or "error"."""
+    began, outcome = time.monotonic(), "error"
+    try:
+        yield
+        outcome = "ok"
+    finally:
+        STAGES.labels(name, outcome).observe(time.monotonic() - began)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    readiness: Readiness
+    timeout = 10
+
+    def do_GET(self) -> None:
+        """Answer the three paths, 404 for the rest."""
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            self._answer(200, generate_latest(REGISTRY), CONTENT_TYPE_LATEST)
+        elif path == "/healthz":
+            self._answer(200, b"ok\n")
+        elif path == "/readyz":
+            reasons = self.readiness()
+            self._answer(503 if reasons else 200, ("\n".join(reasons) or "ok").encode() + b"\n")
+        else:
+            self._answer(404, b"not found: the paths are /metrics, /healthz and /readyz\n")
+
+    def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep scrapes out of the log."""
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, handler: type[_Handler]) -> None:
+        super().__init__(listener.getsockname()[:2], handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+
+
+def serve(service: str, readiness: Readiness, *, port: int = 0, listener: socket.socket | None = None) -> int:
+    """Serve the face in the background on 127.0.0.1:port, or on a listening socket handed over; return the port.
+
+    A negative port switches the face off.
+    """
+    BUILD_INFO.labels(service, __version__).set(1)
+    if listener is None:
+        if port < 0:
+            return port
+        listener = socket.create_server(("127.0.0.1", port), backlog=16)
+    handler = type("Handler", (_Handler,), {"readiness": staticmethod(readiness)})
+    server = _Server(listener, handler)
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return int(listener.getsockname()[1])

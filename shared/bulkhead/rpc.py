@@ -1,0 +1,235 @@
+"""gRPC between the services: servers, channels, deadlines and error mapping, the same for all five.
+
+Sync servers and clients with two thread pools: calls that may block for seconds (`long_call`) have a pool of their
+own, so that a hundred waiting StopContainers leave Version at its millisecond.
+"""
+
+import functools
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any, TypeVar
+
+import grpc
+
+from bulkhead import log
+from bulkhead.errors import BulkheadError, Unavailable, from_code
+from bulkhead.metrics import CALLS
+
+logger = logging.getLogger(__name__)
+
+#: The kubelet's own limit for one message.
+MESSAGE_LIMIT = 16 * 1024 * 1024
+CORRELATION_KEY = "x-bulkhead-correlation"
+SHORT_THREADS, LONG_THREADS = 16, 512
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_long_pool: futures.ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+
+
+def long_pool() -> futures.ThreadPoolExecutor:
+    """Return the process's pool for calls that may take seconds; its threads start on demand."""
+    global _long_pool
+    with _pool_lock:
+        if _long_pool is None:
+            _long_pool = futures.ThreadPoolExecutor(LONG_THREADS, thread_name_prefix="long")
+        return _long_pool
+
+
+def long_call(method: _F) -> _F:
+    """Mark a servicer method as one that may block for seconds."""
+    method.long_call = True  # type: ignore[attr-defined] # functions take attributes
+    return method
+
+
+class _Interceptor(grpc.ServerInterceptor):
+    """Gives every call its correlation id, its pool, its error mapping, its log line and its metric."""
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = continuation(details)
+        if handler is None:
+            return None
+        method = details.method.rpartition("/")[2]
+        if handler.unary_unary is not None:
+            wrapped = _unary(handler.unary_unary, method)
+            return grpc.unary_unary_rpc_method_handler(
+                wrapped, handler.request_deserializer, handler.response_serializer
+            )
+        if handler.unary_stream is not None:
+            streaming = _stream(handler.unary_stream, method)
+            return grpc.unary_stream_rpc_method_handler(
+                streaming, handler.request_deserializer, handler.response_serializer
+            )
+        return handler
+
+
+def _begin(context: grpc.ServicerContext) -> None:
+    metadata = dict(context.invocation_metadata())
+    value = metadata.get(CORRELATION_KEY)
+    log.correlation.set(str(value) if value else log.new_correlation())
+
+
+def _fail(context: grpc.ServicerContext, method: str, error: Exception) -> str:
+    """Set the status that the error stands for and return the code's name."""
+    if isinstance(error, BulkheadError):
+        code, text = _STATUS.get(error.code, grpc.StatusCode.UNKNOWN), str(error)
+        logger.log(logging.DEBUG if code is grpc.StatusCode.NOT_FOUND else logging.WARNING, "%s: %s", method, text)
+    elif isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
+        code, text = error.code(), error.details() or ""
+    else:
+        code, text = grpc.StatusCode.INTERNAL, f"{method} failed inside Bulkhead: {type(error).__name__}: {error}"
+        logger.error("%s failed", method, exc_info=error)
+    context.set_code(code)
+    # Header values carry no line feeds and grpc cuts what is longer than 8 KiB of headers.
+    context.set_details(text.encode(errors="replace")[:4000].decode(errors="ignore"))
+    return code.name
+
+
+def _unary(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
+    @functools.wraps(behaviour)
+    def call(request: Any, context: grpc.ServicerContext) -> Any:
+        _begin(context)
+        began, code = time.monotonic(), "OK"
+        try:
+            return behaviour(request, context)
+        except Exception as error:
+            if _aborted(context):
+                raise
+            code = _fail(context, method, error)
+            return None
+        finally:
+            CALLS.labels(method, code).observe(time.monotonic() - began)
+
+    return _place(call, behaviour)
+
+
+def _stream(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
+    @functools.wraps(behaviour)
+    def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        _begin(context)
+        began, code = time.monotonic(), "OK"
+        try:
+            yield from behaviour(request, context)
+        except Exception as error:
+            if _aborted(context):
+                raise
+            code = _fail(context, method, error)
+        finally:
+            CALLS.labels(method, code).observe(time.monotonic() - began)
+
+    return _place(call, behaviour)
+
+
+def _aborted(context: grpc.ServicerContext) -> bool:
+    """context.abort() has already answered and raises to unwind."""
+    state = getattr(context, "_state", None)
+    return bool(getattr(state, "aborted", False))
+
+
+def _place(call: Callable[..., Any], behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    if getattr(behaviour, "long_call", False):
+        # grpcio looks for this attribute on the handler; undocumented, held by a test.
+        call.experimental_thread_pool = long_pool()  # type: ignore[attr-defined] # functions take attributes
+    return call
+
+
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT),
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_metadata_size", 64 * 1024),
+]
+
+_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    *_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 100),
+    # Servers in Rust refuse the escaped socket path that grpc would send.
+    ("grpc.default_authority", "localhost"),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def server(register: Callable[[grpc.Server], None], path: str, mode: int = 0o600) -> grpc.Server:
+    """Start a server on a unix socket with that mode and return it.
+
+    grpc unlinks a socket that is in use without a word, so a live one is refused here first (Unavailable).
+    """
+    refuse_live(path)
+    made = grpc.server(
+        futures.ThreadPoolExecutor(SHORT_THREADS, thread_name_prefix="short"),
+        interceptors=[_Interceptor()],
+        options=_OPTIONS,
+    )
+    register(made)
+    old = os.umask(0o777 & ~mode)
+    try:
+        made.add_insecure_port(f"unix:{path}")
+    finally:
+        os.umask(old)
+    os.chmod(path, mode)
+    made.start()
+    return made
+
+
+def refuse_live(path: str) -> None:
+    """Raise Unavailable if a process listens on that unix socket."""
+    probe = socket.socket(socket.AF_UNIX)
+    probe.settimeout(1)
+    try:
+        probe.connect(path)
+    except OSError:
+        return
+    finally:
+        probe.close()
+    raise Unavailable(f"{path} is in use by another process")
+
+
+def channel(path: str) -> grpc.Channel:
+    """Return a channel to a unix socket; it connects when first used and again after the peer's restart."""
+    return grpc.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
+
+
+def metadata() -> tuple[tuple[str, str], ...]:
+    """Return the metadata that carries the correlation id to the next service."""
+    return ((CORRELATION_KEY, log.correlation.get() or log.new_correlation()),)
+
+
+def remaining(context: grpc.ServicerContext, bound: float) -> float:
+    """Return the seconds left to the call, at most `bound`: a caller without a deadline reports centuries."""
+    left = context.time_remaining()
+    return bound if left is None or left > bound else max(left, 0.0)
+
+
+def call(method: Callable[..., Any], request: Any, *, service: str, timeout: float, wait: bool = True) -> Any:
+    """Call another service; its errors come back as ours, a dead one as Unavailable naming it.
+
+    With `wait` the call waits for a restarting service, never longer than `timeout` seconds.
+    """
+    try:
+        return method(request, timeout=timeout, wait_for_ready=wait, metadata=metadata())
+    except grpc.RpcError as error:
+        if not isinstance(error, grpc.Call):
+            raise
+        code, details = error.code(), error.details() or ""
+        if code is grpc.StatusCode.UNAVAILABLE and not _is_ours(error):
+            raise Unavailable(f"{service} does not answer") from error
+        raise from_code(code.value[0], details) from error
+
+
+def _is_ours(error: grpc.Call) -> bool:
+    """A status the peer's handler set, as against one that grpc made up for a broken connection."""
+    details = error.details() or ""
+    return not any(mark in details for mark in ("failed to connect", "Socket closed", "GOAWAY", "Connection reset"))

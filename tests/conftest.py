@@ -1,0 +1,1 @@
+"""What every test shares: nothing yet that is not pytest's own."""
