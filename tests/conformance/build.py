@@ -1,0 +1,72 @@
+"""Build the peers that the conformance tests compare with, each from its own pinned Go module.
+
+`build("containerd")` compiles what `tests/conformance/containerd/` pins, into `tests/conformance/.bin/`, once per
+content of that folder's go.mod and go.sum: the stamp beside the binaries is their digest. Run as a script, it builds the
+modules named on the command line, or all.
+"""
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BIN = HERE / ".bin"
+
+#: Module folder -> binary name -> (Go package, build tags).
+PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
+    "containerd": {
+        # The tags leave out what the comparison never touches; they halve the time of the build.
+        "containerd": (
+            "github.com/containerd/containerd/v2/cmd/containerd",
+            "no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing",
+        ),
+        "containerd-shim-runc-v2": ("github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", "no_grpc"),
+    },
+}
+
+#: Seconds for one binary on a slow machine with a cold build cache.
+TIMEOUT = 1800
+
+
+def build(name: str) -> dict[str, Path]:
+    """Return the binaries of module folder `name` by name, building those that are missing or out of date.
+
+    Raises subprocess.CalledProcessError with Go's own output when the build fails, and FileNotFoundError without Go.
+    """
+    module = HERE / name
+    wanted = {binary: BIN / name / binary for binary in PACKAGES[name]}
+    target = BIN / name
+    target.mkdir(parents=True, exist_ok=True)
+    stamp = target / "stamp"
+    with (target / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        digest = _digest(name)
+        if stamp.exists() and stamp.read_text() == digest and all(path.exists() for path in wanted.values()):
+            return wanted
+        for binary, (package, tags) in PACKAGES[name].items():
+            _go(["build", "-trimpath", "-ldflags=-s -w", "-tags", tags, "-o", str(wanted[binary]), package], module)
+        stamp.write_text(digest)
+    return wanted
+
+
+def _digest(name: str) -> str:
+    """Return a digest of everything that decides what the binaries of `name` are."""
+    module = HERE / name
+    hashed = hashlib.sha256(repr(sorted(PACKAGES[name].items())).encode())
+    for path in (module / "go.mod", module / "go.sum"):
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()
+
+
+def _go(arguments: list[str], directory: Path) -> None:
+    environment = os.environ | {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0"}
+    subprocess.run(["go", *arguments], cwd=directory, env=environment, check=True, timeout=TIMEOUT)
+
+
+if __name__ == "__main__":
+    for module_name in sys.argv[1:] or sorted(PACKAGES):
+        for binary_path in build(module_name).values():
+            print(binary_path)
