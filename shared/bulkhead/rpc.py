@@ -7,10 +7,11 @@ own, so that a hundred waiting StopContainers leave Version at its millisecond.
 import functools
 import logging
 import os
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 #: The kubelet's own limit for one message.
 MESSAGE_LIMIT = 16 * 1024 * 1024
 CORRELATION_KEY = "x-bulkhead-correlation"
+#: Trailing metadata that a handler's error carries, as against a status that grpc made for a broken connection.
+ANSWERED_KEY = "x-bulkhead-answered"
 SHORT_THREADS, LONG_THREADS = 16, 512
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -44,6 +47,12 @@ def long_pool() -> futures.ThreadPoolExecutor:
 def long_call(method: _F) -> _F:
     """Mark a servicer method as one that may block for seconds."""
     method.long_call = True  # type: ignore[attr-defined] # functions take attributes
+    return method
+
+
+def in_pool(method: _F, pool: futures.ThreadPoolExecutor) -> _F:
+    """Have a handler run in that pool instead of the server's short one."""
+    method.thread_pool = pool  # type: ignore[attr-defined] # functions take attributes
     return method
 
 
@@ -74,8 +83,8 @@ class _Interceptor(grpc.ServerInterceptor):
 
 def _begin(context: grpc.ServicerContext) -> None:
     metadata = dict(context.invocation_metadata())
-    value = metadata.get(CORRELATION_KEY)
-    log.correlation.set(str(value) if value else log.new_correlation())
+    value = str(metadata.get(CORRELATION_KEY, ""))
+    log.correlation.set(value if _CORRELATION(value) else log.new_correlation())
 
 
 def _fail(context: grpc.ServicerContext, method: str, error: Exception) -> str:
@@ -89,6 +98,8 @@ def _fail(context: grpc.ServicerContext, method: str, error: Exception) -> str:
         code, text = grpc.StatusCode.INTERNAL, f"{method} failed inside Bulkhead: {type(error).__name__}: {error}"
         logger.error("%s failed", method, exc_info=error)
     context.set_code(code)
+    trailing: Sequence[tuple[str, str | bytes]] = getattr(context, "trailing_metadata", tuple)() or ()
+    context.set_trailing_metadata((*trailing, (ANSWERED_KEY, "1")))
     # Header values carry no line feeds and grpc cuts what is longer than 8 KiB of headers.
     context.set_details(text.encode(errors="replace")[:4000].decode(errors="ignore"))
     return code.name
@@ -136,11 +147,17 @@ def _aborted(context: grpc.ServicerContext) -> bool:
 
 
 def _place(call: Callable[..., Any], behaviour: Callable[..., Any]) -> Callable[..., Any]:
-    if getattr(behaviour, "long_call", False):
+    pool = getattr(behaviour, "thread_pool", None)
+    if pool is None and getattr(behaviour, "long_call", False):
+        pool = long_pool()
+    if pool is not None:
         # grpcio looks for this attribute on the handler; undocumented, held by a test.
-        call.experimental_thread_pool = long_pool()  # type: ignore[attr-defined] # functions take attributes
+        call.experimental_thread_pool = pool  # type: ignore[attr-defined] # functions take attributes
     return call
 
+
+#: What a caller may give as a correlation id: it goes into every log line of the call.
+_CORRELATION = re.compile(r"[0-9A-Za-z-]{1,64}").fullmatch
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -224,12 +241,11 @@ def call(method: Callable[..., Any], request: Any, *, service: str, timeout: flo
         if not isinstance(error, grpc.Call):
             raise
         code, details = error.code(), error.details() or ""
-        if code is grpc.StatusCode.UNAVAILABLE and not _is_ours(error):
+        if code is grpc.StatusCode.UNAVAILABLE and not answered(error):
             raise Unavailable(f"{service} does not answer") from error
         raise from_code(code.value[0], details) from error
 
 
-def _is_ours(error: grpc.Call) -> bool:
-    """A status the peer's handler set, as against one that grpc made up for a broken connection."""
-    details = error.details() or ""
-    return not any(mark in details for mark in ("failed to connect", "Socket closed", "GOAWAY", "Connection reset"))
+def answered(error: grpc.Call) -> bool:
+    """Whether a handler of ours set this status; grpc makes statuses up itself for a connection that broke."""
+    return any(key == ANSWERED_KEY for key, _ in error.trailing_metadata() or ())
