@@ -1,0 +1,51 @@
+# Two commands: `make run` starts the whole stack, `make test` runs every test. Both install what they need.
+
+VENV := $(shell scripts/venv-path)
+BIN := $(VENV)/bin
+SOURCES := $(shell find services shared -name '*.py' -o -name '*.proto' | grep -v shared/bulkhead/proto/)
+# An environment inside the clone links to it; one elsewhere holds a copy, made anew when a source changes.
+ifeq ($(VENV),.venv)
+EDITABLE := -e
+STAMP_NEEDS := pyproject.toml hatch_build.py $(shell find shared/proto -name '*.proto')
+else
+STAMP_NEEDS := pyproject.toml hatch_build.py $(SOURCES)
+endif
+
+.PHONY: run check test unit root-test bench clean setup-run setup-test
+
+run: setup-run $(VENV)/.installed
+	$(BIN)/bulkhead up $(if $(CONFIG),--config $(CONFIG))
+
+# The fast part, without root and under a minute: format, lint, types, unit tests.
+check: setup-test $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit
+
+test: check root-test
+
+# Real runtimes, CNI plugins, registry, crictl and containerd; needs root.
+root-test: setup-test $(VENV)/.installed-dev
+	$(BIN)/pytest -q tests/root
+
+bench: setup-test $(VENV)/.installed-dev
+	$(BIN)/python bench/bench.py $(ARGS)
+
+setup-run setup-test: setup-%:
+	@scripts/setup $*
+
+$(VENV)/bin/python: | setup-run
+	/usr/bin/python3 -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check --upgrade 'pip>=25.1'
+
+$(VENV)/.installed: $(STAMP_NEEDS) $(VENV)/bin/python
+	$(BIN)/pip install -q --disable-pip-version-check $(EDITABLE) .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check --group dev
+	@touch $@
+
+clean:
+	rm -rf .venv build dist shared/bulkhead/proto tests/conformance/.bin

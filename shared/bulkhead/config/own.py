@@ -1,0 +1,57 @@
+"""The `[bulkhead]` table: its keys are the fields of model.Bulkhead, and an unknown one fails."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bulkhead.config.duration import parse_duration
+from bulkhead.config.model import Bulkhead
+from bulkhead.errors import InvalidArgument
+
+_DEFAULTS = Bulkhead()
+
+
+def read_own(table: dict[str, Any], where: Callable[[tuple[str, ...]], str]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield (model path, value) for each key; `where` turns a key's path into "file:line"."""
+    fields = {field.name: getattr(_DEFAULTS, field.name) for field in dataclasses.fields(Bulkhead)}
+    for key, value in table.items():
+        if key not in fields:
+            known = ", ".join(sorted(fields))
+            raise InvalidArgument(f"{where((key,))}: unknown key bulkhead.{key}; this table knows {known}")
+        default = fields[key]
+        if not isinstance(default, dict):
+            yield ("bulkhead", key), _scalar(f"bulkhead.{key}", value, default, where((key,)))
+            continue
+        if not isinstance(value, dict):
+            raise InvalidArgument(f"{where((key,))}: bulkhead.{key} is {value!r}, expected a table")
+        for name, item in value.items():
+            if name not in default:
+                known = ", ".join(default)
+                raise InvalidArgument(
+                    f"{where((key, name))}: unknown key bulkhead.{key}.{name}; this table knows {known}"
+                )
+            yield ("bulkhead", key, name), _scalar(f"bulkhead.{key}.{name}", item, default[name], where((key, name)))
+
+
+def _scalar(name: str, value: Any, default: Any, where: str) -> Any:
+    """A value of the default's type; a duration may be seconds or a Go duration string."""
+    if isinstance(default, bool):
+        good, words = isinstance(value, bool), "true or false"
+    elif isinstance(default, float):
+        if isinstance(value, str):
+            try:
+                value = parse_duration(value)
+            except ValueError as error:
+                raise InvalidArgument(f"{where}: {name} is {value!r}, {error}") from error
+        good = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        value, words = float(value) if good else value, "seconds above 0 or a Go duration string"
+    elif isinstance(default, int):
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= -1
+        words = "a whole number"
+        if name.startswith("bulkhead.metrics_ports.") and good:
+            good, words = value <= 65535, "a port from 0 to 65535, or -1 for none"
+    else:
+        good, words = isinstance(value, str) and "\0" not in value, "a string"
+    if not good:
+        raise InvalidArgument(f"{where}: {name} is {value!r}, expected {words}")
+    return value

@@ -1,0 +1,82 @@
+"""What may import what: services talk over sockets, never by import."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("cri_frontend", "image_svc", "sandbox_svc", "stream_svc", "decryptor")
+#: Dear in memory: each may be imported only by the packages named (pyroute2 21 MB, fastapi 25 MB a process).
+EARNED = {"fastapi": {"stream_svc"}, "uvicorn": {"stream_svc"}, "pyroute2": {"sandbox_svc"}, "httpx": {"image_svc"}}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield every module a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module
+
+
+def sources(package: str) -> list[Path]:
+    """Return the Python files of a package, generated ones left out."""
+    found = {path for root in ("services", "shared") for path in (ROOT / root).glob(f"**/{package}/**/*.py")}
+    return sorted(path for path in found if "bulkhead/proto" not in path.as_posix())
+
+
+@pytest.mark.parametrize("package", (*PACKAGES, "bulkhead"))
+def test_no_package_imports_a_service(package: str) -> None:
+    """A service imports itself and bulkhead; bulkhead imports no service."""
+    foreign = set(PACKAGES) - {package}
+
+    files = sources(package)
+    found = [f"{path}: {name}" for path in files for name in imports(path) if name.split(".")[0] in foreign]
+
+    assert files
+    assert found == []
+
+
+def test_the_shim_stays_small() -> None:
+    """The shim uses the standard library, protobuf and bulkhead's own light modules: every pod pays for it."""
+    allowed = {"sandbox_svc", "bulkhead", "google"}
+    heavy = {"bulkhead.rpc", "bulkhead.metrics", "grpc", "pyroute2", "prometheus_client", "subprocess", "asyncio"}
+    import sys
+
+    found = [
+        f"{path}: {name}"
+        for path in sources("sandbox_svc")
+        if "/shim/" in path.as_posix()
+        for name in imports(path)
+        if name in heavy or (name.split(".")[0] not in allowed and name.split(".")[0] not in sys.stdlib_module_names)
+    ]
+
+    assert found == []
+
+
+@pytest.mark.parametrize("library", sorted(EARNED))
+def test_dear_libraries_stay_where_they_are_earned(library: str) -> None:
+    """A library that costs every process megabytes is imported only where it does its work."""
+    found = {
+        package
+        for package in (*PACKAGES, "bulkhead")
+        for path in sources(package)
+        for name in imports(path)
+        if name.split(".")[0] == library
+    }
+
+    assert found <= EARNED[library]
+
+
+def test_modules_stay_readable() -> None:
+    """A module has at most 300 lines: beyond that it has two subjects."""
+    long = [
+        f"{path.relative_to(ROOT)}: {lines}"
+        for package in (*PACKAGES, "bulkhead")
+        for path in sources(package)
+        if (lines := len(path.read_text().splitlines())) > 300
+    ]
+
+    assert long == []
