@@ -27,7 +27,7 @@ def sources(package: str) -> list[Path]:
     return sorted(path for path in found if "bulkhead/proto" not in path.as_posix())
 
 
-@pytest.mark.parametrize("package", (*PACKAGES, "bulkhead"))
+@pytest.mark.parametrize("package", [*PACKAGES, "bulkhead"])
 def test_no_package_imports_a_service(package: str) -> None:
     """A service imports itself and bulkhead; bulkhead imports no service."""
     foreign = set(PACKAGES) - {package}
