@@ -1,0 +1,114 @@
+"""image-svc's side of the unpack helper: blocking calls, each on a connection of its own, from any thread."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bulkhead import seqpacket
+from bulkhead.errors import DeadlineExceeded, Unavailable, from_code
+from image_svc.unpack.protocol import Limits, Unpacked
+
+#: Seconds beyond a limit the helper itself keeps before its silence counts as a failure.
+GRACE = 15.0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Disk space of a snapshot: bytes of allocated blocks and inodes, hard links counted once."""
+
+    bytes: int
+    inodes: int
+
+
+class UnpackClient:
+    """Asks the unpack helper that listens on `path`; safe to share between threads.
+
+    Every call raises Unavailable when the helper is not there or dies, InvalidArgument for a name that is not a
+    decimal number, and ResourceExhausted when the disk is full, besides what it says itself. `timeout` is in seconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+
+    def unpack(self, name: str, stream: int, limits: Limits) -> Unpacked:
+        """Unpack an uncompressed tar stream, read from descriptor `stream` to its end, into the new snapshot `name`.
+
+        The descriptor stays the caller's: duplicate or close it as you like once this returns, and close the write
+        end of a pipe to end the layer (a stream that ends within an entry is DataLoss; one that ends between two
+        entries succeeds, so compare the diff id before settling). An earlier attempt under that name that was not
+        settled is replaced; a settled one is AlreadyExists. InvalidArgument names the entry that is malformed or
+        climbs out of the layer; ResourceExhausted and DeadlineExceeded name the limit.
+        The layer may not be used before `settle`.
+        """
+        request = {"op": "unpack", "name": name, "limits": dataclasses.asdict(limits)}
+        return Unpacked(**self._call(request, limits.seconds + GRACE, [stream]))
+
+    def settle(self, name: str, lower: Sequence[str], *, timeout: float = 600.0) -> int:
+        """Give directories that layer `name` implied the mode, owner, times and xattrs of the nearest lower layer.
+
+        `lower` are the settled layers beneath, base first; call bottom-up, one layer after another. Returns how many
+        directories were changed. A settled layer is left as it is. NotFound: a name is not unpacked;
+        FailedPrecondition: a lower layer is not settled.
+        """
+        return int(self._call({"op": "settle", "name": name, "lower": list(lower)}, timeout)["settled"])
+
+    def prepare(self, name: str, chain: Sequence[str], *, timeout: float = 30.0) -> None:
+        """Make the writable snapshot `name`: an empty `fs`, with mode and owner of the topmost layer's, and `work`.
+
+        `chain` are settled layers, base first. A snapshot that is there already is left as it is.
+        """
+        self._call({"op": "prepare", "name": name, "chain": list(chain)}, timeout)
+
+    def copy(self, name: str, chain: Sequence[str], *, timeout: float = 1800.0) -> None:
+        """Make the writable snapshot `name` with a full copy of what overlayfs would show of `chain` (base first).
+
+        A snapshot that is there already and complete is left as it is.
+        """
+        self._call({"op": "copy", "name": name, "chain": list(chain)}, timeout)
+
+    def remove(self, name: str, *, timeout: float = 30.0) -> None:
+        """Take the snapshot away at once; its files go in the background. Nothing by that name is success."""
+        self._call({"op": "remove", "name": name}, timeout)
+
+    def usage(self, name: str, *, timeout: float = 60.0) -> Usage:
+        """Count the blocks and inodes of a snapshot's tree; NotFound if there is none.
+
+        For layers Unpacked says so already; this walks the tree.
+        """
+        return Usage(**self._call({"op": "usage", "name": name}, timeout))
+
+    def sync(self, *, timeout: float = 300.0) -> None:
+        """Write everything in the file system of the snapshots to disk (syncfs(2)); before a layer is committed."""
+        self._call({"op": "sync"}, timeout)
+
+    def list(self) -> list[tuple[str, bool]]:
+        """Return the snapshots on disk in numerical order, each with whether it is settled or prepared."""
+        found: list[tuple[str, bool]] = []
+        while page := self._call({"op": "list", "after": int(found[-1][0]) if found else 0}, 30.0)["snapshots"]:
+            found.extend((name, bool(complete)) for name, complete in page)
+        return found
+
+    def ping(self, *, timeout: float = 5.0) -> None:
+        """Return if the helper answers."""
+        self._call({"op": "ping"}, timeout)
+
+    def _call(self, request: dict[str, Any], timeout: float, fds: Sequence[int] = ()) -> dict[str, Any]:
+        with seqpacket.connect(self._path) as connection:
+            connection.settimeout(timeout)
+            try:
+                seqpacket.send(connection, request, fds)
+                answer, extra = seqpacket.receive(connection)
+            except TimeoutError as error:
+                raise DeadlineExceeded(f"unpack helper: {request['op']} took longer than {timeout:g} s") from error
+            except OSError as error:
+                raise Unavailable(f"unpack helper: {request['op']}: {error.strerror or error}") from error
+        for fd in extra:
+            os.close(fd)
+        if answer is None:
+            raise Unavailable(f"unpack helper ended during {request['op']}")
+        if failure := answer.get("error"):
+            raise from_code(int(failure["code"]), str(failure["message"]))
+        return dict(answer["ok"])

@@ -1,0 +1,82 @@
+"""What image-svc and its unpack helper say to each other.
+
+One SOCK_SEQPACKET connection is one operation: the client sends `{"op": NAME, …}` (and, to unpack, the descriptor of
+the tar stream), the helper answers `{"ok": {…}}` or `{"error": {"code": GRPC_CODE, "message": TEXT}}`. Hanging up
+before the answer kills the worker.
+
+A snapshot is the directory `<root>/snapshots/<name>`, its name a decimal number of at most nine digits chosen by
+image-svc and never used again. Inside stand `fs` (the tree), `work` (overlayfs's, writable snapshots only) and, for a
+layer, `opaque` and `implicit` (NUL-ended paths of its opaque directories and of those it never described) and
+`unpacking` or `pending` until it has been unpacked and settled.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from bulkhead.errors import InvalidArgument
+
+#: overlayfs stacks at most 500 lower layers (OVL_MAX_STACK, fs/overlayfs/params.h); images stay below 128.
+MAX_LAYERS = 500
+
+_NAME = re.compile(r"[1-9][0-9]{0,8}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one layer may cost; an excess fails the unpacking with ResourceExhausted or DeadlineExceeded."""
+
+    #: Files, directories, links and whiteouts, directories that the layer implies included.
+    entries: int = 2_000_000
+    #: Bytes of the tar stream, headers and padding included.
+    bytes: int = 64 * 1024**3
+    #: Bytes of one path within the layer (PATH_MAX is 4096 with its NUL), and its components.
+    path_length: int = 4095
+    path_depth: int = 256
+    #: Seconds from request to answer.
+    seconds: float = 1800.0
+
+    def within(self, bound: "Limits") -> "Limits":
+        """Return these limits, each lowered to `bound` where it is higher."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(bound), strict=True)
+        return Limits(*(min(a, b) for a, b in pairs))
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What a layer turned out to hold."""
+
+    #: Directory entries made, directories that the layer only implied included.
+    entries: int
+    #: Disk space of the tree in bytes, files rounded up to 4 KiB blocks, and its inodes.
+    bytes: int
+    inodes: int
+    #: Bytes read from the stream, up to its end.
+    stream_bytes: int
+    whiteouts: int
+    opaque: int
+    #: Directories that were implied and whose mode and owner `settle` takes from a lower layer.
+    implicit: int
+    #: Extended attributes left out: other than user.*, security.capability and ACLs, or unknown to the file system.
+    ignored_xattrs: int
+
+
+def name(value: Any) -> str:
+    """Return a snapshot's name if it is one, else raise InvalidArgument."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise InvalidArgument(f"snapshot name {value!r} is not a decimal number of 1 to 9 digits")
+    return value
+
+
+def names(values: Any, limit: int = MAX_LAYERS) -> list[str]:
+    """Return a list of at most `limit` different snapshot names, else raise InvalidArgument."""
+    if not isinstance(values, list | tuple):
+        raise InvalidArgument(f"snapshot names are a {type(values).__name__}, expected a list")
+    if len(values) > limit:
+        raise InvalidArgument(f"{len(values)} snapshots, at most {limit} are possible")
+    checked = [name(value) for value in values]
+    if repeated := [value for value, count in Counter(checked).items() if count > 1]:
+        raise InvalidArgument(f"snapshot {repeated[0]} is named twice; overlayfs refuses such a stack")
+    return checked
