@@ -1,0 +1,1 @@
+"""What root tests are made of: images, a registry, a stack, real clients, and the check that nothing is left."""

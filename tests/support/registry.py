@@ -1,0 +1,62 @@
+"""Debian's docker-registry on a loopback port."""
+
+import http.client
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.ports import free_port
+
+_CONFIG = """version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage:
+  filesystem: {{rootdirectory: {data}}}
+  delete: {{enabled: true}}
+http: {{addr: "{address}"}}
+{auth}
+"""
+
+
+@contextmanager
+def registry(directory: Path, htpasswd: Path | None = None) -> Iterator[str]:
+    """Run a registry that keeps its data below `directory` and yield its "host:port"."""
+    directory.mkdir(parents=True, exist_ok=True)
+    address = f"127.0.0.1:{free_port()}"
+    auth = f"auth: {{htpasswd: {{realm: test, path: {htpasswd}}}}}" if htpasswd else ""
+    config = directory / "registry.yml"
+    config.write_text(_CONFIG.format(data=directory / "data", address=address, auth=auth))
+    log = (directory / "registry.log").open("wb")
+    child = subprocess.Popen(
+        ["docker-registry", "serve", str(config)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=os.environ | {"OTEL_TRACES_EXPORTER": "none"},
+    )
+    try:
+        _wait(address, child)
+        yield address
+    finally:
+        child.terminate()
+        child.wait(20)
+        log.close()
+
+
+def _wait(address: str, child: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        assert child.poll() is None, "docker-registry ended at its start"
+        connection = http.client.HTTPConnection(address, timeout=5)
+        try:
+            connection.request("GET", "/v2/")
+            connection.getresponse().read()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+        finally:
+            connection.close()
+    raise AssertionError("docker-registry does not answer")
