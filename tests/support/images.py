@@ -233,7 +233,9 @@ class Pusher:
 
 def pause() -> Image:
     """Return the pause image."""
-    return Image([Layer().file("pause", pause_binary(), 0o755).tar()], {"Entrypoint": ["/pause"], "User": "65535:65535"})
+    return Image(
+        [Layer().file("pause", pause_binary(), 0o755).tar()], {"Entrypoint": ["/pause"], "User": "65535:65535"}
+    )
 
 
 def busybox(**config: Any) -> Image:

@@ -1,0 +1,53 @@
+"""Root tests run in a network namespace of their own and leave the host as they found it."""
+
+import ctypes
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import images
+from support.leaks import Host
+from support.registry import registry as run_registry
+
+CLONE_NEWNET = 0x40000000
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_network() -> None:
+    """Move the session into an empty network namespace: bridges, ports and packet filter rules stay in it."""
+    if os.geteuid() != 0:
+        pytest.skip("root tests need root")
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=10)
+
+
+@pytest.fixture(scope="session")
+def registry(own_network: None) -> Iterator[str]:
+    """Debian's docker-registry, holding pause:1 and busybox:1 to busybox:3 (gzip, zstd, Docker schema 2)."""
+    with tempfile.TemporaryDirectory(prefix="bhreg") as directory, run_registry(Path(directory)) as address:
+        pusher = images.Pusher(address)
+        pusher.image("pause", "1", images.pause())
+        box = images.busybox()
+        arm = images.busybox()
+        arm.architecture = "arm64"
+        pusher.index("busybox", "1", [arm, box])
+        box.compression = "zstd"
+        pusher.image("busybox", "2", box)
+        box.compression, box.family = "gzip", "docker"
+        pusher.image("busybox", "3", box)
+        yield address
+
+
+@pytest.fixture
+def leak_check() -> Iterator[None]:
+    """Fail the test if it left a mount, namespace, link, cgroup, packet filter rule or process."""
+    before = Host.look("/tmp/bh")
+    yield
+    left = before.left_by(Host.look("/tmp/bh"))
+    # The bridge and its two masquerade jumps belong to the CNI plugins' host side, which no DEL removes.
+    left["links"] = [name for name in left.get("links", []) if not name.startswith("bh")]
+    assert {kind: items for kind, items in left.items() if items} == {}
