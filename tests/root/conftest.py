@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support import images
 from support.leaks import Host
 from support.registry import registry as run_registry

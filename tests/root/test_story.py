@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.crictl import Crictl
 from support.ports import free_port
 from support.stack import Stack

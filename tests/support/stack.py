@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+
 from bulkhead import rpc
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from bulkhead.proto.runtime.v1 import api_pb2_grpc as cri_grpc
-
 from support.ports import free_port
 
 SERVICES = ("cri-frontend", "image-svc", "sandbox-svc", "stream-svc", "decryptor")
