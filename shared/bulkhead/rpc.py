@@ -8,18 +8,18 @@ import functools
 import logging
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 
 from bulkhead import log
 from bulkhead.errors import BulkheadError, Unavailable, from_code
 from bulkhead.metrics import CALLS
+from bulkhead.sockets import is_live
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ class _Interceptor(grpc.ServerInterceptor):
 
     def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
         details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         handler = continuation(details)
         if handler is None:
             return None
@@ -87,22 +87,27 @@ def _begin(context: grpc.ServicerContext) -> None:
     log.correlation.set(value if _CORRELATION(value) else log.new_correlation())
 
 
-def _fail(context: grpc.ServicerContext, method: str, error: Exception) -> str:
-    """Set the status that the error stands for and return the code's name."""
+def _status(method: str, error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Log the error and return the status that it stands for."""
     if isinstance(error, BulkheadError):
-        code, text = _STATUS.get(error.code, grpc.StatusCode.UNKNOWN), str(error)
+        code, text = _CODES.get(error.code, grpc.StatusCode.UNKNOWN), str(error)
         logger.log(logging.DEBUG if code is grpc.StatusCode.NOT_FOUND else logging.WARNING, "%s: %s", method, text)
     elif isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
         code, text = error.code(), error.details() or ""
+    elif isinstance(error, NotImplementedError):
+        code, text = grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented"
     else:
         code, text = grpc.StatusCode.INTERNAL, f"{method} failed inside Bulkhead: {type(error).__name__}: {error}"
         logger.error("%s failed", method, exc_info=error)
-    context.set_code(code)
+    return code, text
+
+
+def _fail(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
+    """End the call with that status; grpc takes a handler that returns nothing for a broken one."""
     trailing: Sequence[tuple[str, str | bytes]] = getattr(context, "trailing_metadata", tuple)() or ()
     context.set_trailing_metadata((*trailing, (ANSWERED_KEY, "1")))
     # Header values carry no line feeds and grpc cuts what is longer than 8 KiB of headers.
-    context.set_details(text.encode(errors="replace")[:4000].decode(errors="ignore"))
-    return code.name
+    context.abort(code, text.encode(errors="replace")[:4000].decode(errors="ignore"))
 
 
 def _unary(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
@@ -115,8 +120,9 @@ def _unary(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
         except Exception as error:
             if _aborted(context):
                 raise
-            code = _fail(context, method, error)
-            return None
+            status, text = _status(method, error)
+            code = status.name
+            _fail(context, status, text)
         finally:
             CALLS.labels(method, code).observe(time.monotonic() - began)
 
@@ -133,7 +139,9 @@ def _stream(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
         except Exception as error:
             if _aborted(context):
                 raise
-            code = _fail(context, method, error)
+            status, text = _status(method, error)
+            code = status.name
+            _fail(context, status, text)
         finally:
             CALLS.labels(method, code).observe(time.monotonic() - began)
 
@@ -159,7 +167,7 @@ def _place(call: Callable[..., Any], behaviour: Callable[..., Any]) -> Callable[
 #: What a caller may give as a correlation id: it goes into every log line of the call.
 _CORRELATION = re.compile(r"[0-9A-Za-z-]{1,64}").fullmatch
 
-_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
@@ -203,15 +211,8 @@ def server(register: Callable[[grpc.Server], None], path: str, mode: int = 0o600
 
 def refuse_live(path: str) -> None:
     """Raise Unavailable if a process listens on that unix socket."""
-    probe = socket.socket(socket.AF_UNIX)
-    probe.settimeout(1)
-    try:
-        probe.connect(path)
-    except OSError:
-        return
-    finally:
-        probe.close()
-    raise Unavailable(f"{path} is in use by another process")
+    if is_live(path):
+        raise Unavailable(f"{path} is in use by another process")
 
 
 def channel(path: str) -> grpc.Channel:
