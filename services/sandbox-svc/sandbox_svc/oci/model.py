@@ -46,13 +46,16 @@ class Host(Protocol):
         """Tell whether the path exists, symlinks followed."""
 
     def propagation(self, path: str) -> str:
-        """Return "shared", "slave" or "private": the propagation, in /proc/self/mountinfo, of the mount that holds path."""
-
-    def locked_flags(self, path: str) -> tuple[str, ...]:
-        """Return those of nodev, nosuid, noexec, noatime, nodiratime, relatime, ro that path's mount carries."""
+        """Return "shared", "slave" or "private": the propagation of the mount that holds path."""
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes (a localhost seccomp profile, a base runtime spec); at most 4 MiB."""
+
+    def thermal_throttle_paths(self) -> Sequence[str]:
+        """Return the throttle counters of the processors, which are masked by default."""
+
+    def cgroup_options(self) -> Sequence[str]:
+        """Return the mount options of the node's cgroup2 file system that a second mount of it must repeat."""
 
     def apparmor_profile_loaded(self, name: str) -> bool:
         """Tell whether the kernel has an AppArmor profile of that name."""

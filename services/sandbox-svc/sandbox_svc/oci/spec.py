@@ -1,8 +1,26 @@
-"""The three entries: the spec of a pause container, of a container, and of a process exec'd in one."""
+"""The entries: the spec of a pause container, of a container, and of a process exec'd in one."""
 
-from collections.abc import Sequence
+from sandbox_svc.oci import (
+    annotations,
+    apparmor,
+    base,
+    capabilities,
+    devices,
+    mounts,
+    namespaces,
+    privileged,
+    process,
+    resources,
+    seccomp,
+    selinux,
+    sysctls,
+    users,
+)
+from sandbox_svc.oci.model import ContainerInput, Json, SandboxInput
+from sandbox_svc.oci.process import exec_process
+from sandbox_svc.oci.volumes import image_volumes, needed_directories
 
-from sandbox_svc.oci.model import ContainerInput, ImageVolume, Json, SandboxInput
+__all__ = ["container_spec", "exec_process", "image_volumes", "needed_directories", "sandbox_spec"]
 
 
 def sandbox_spec(request: SandboxInput) -> Json:
@@ -10,23 +28,76 @@ def sandbox_spec(request: SandboxInput) -> Json:
 
     Raises InvalidArgument, naming the field of PodSandboxConfig, for what can never work.
     """
-    raise NotImplementedError
+    linux = request.config.linux
+    context = linux.security_context
+    spec = base.default_spec(request.id, request.facts, request.runtime_facts)
+    spec["root"]["readonly"] = True
+    if request.config.hostname:
+        spec["hostname"] = request.config.hostname
+    process.apply_to_sandbox(spec, request)
+    resources.apply_cgroup_parent(spec, linux.cgroup_parent, request.id)
+    namespaces.apply_to_sandbox(spec, request)
+    mounts.apply_to_sandbox(spec, request)
+    process_label, mount_label = selinux.labels(context.selinux_options, "", request.id, request.runtime, request.facts)
+    selinux.apply(spec, process_label, mount_label, context.privileged)
+    sysctls.apply(spec, request)
+    resources.apply_to_sandbox(spec, request.facts, request.runtime.restrict_oom_score_adj)
+    annotations.apply_to_sandbox(spec, request)
+    seccomp.apply(spec, context, request.runtime, request.facts)
+    users.apply_to_sandbox(spec, request)
+    return spec
 
 
 def container_spec(request: ContainerInput) -> Json:
     """Return the OCI runtime spec (config.json) of a container.
 
-    Image volumes (`image_volumes`) are among its mounts, so their directories must be made before the runtime's create.
-    Raises InvalidArgument, naming the field of ContainerConfig, for what can never work.
+    What `needed_directories` names must exist, or a missing host_path is an error here. Raises InvalidArgument, naming
+    the field of ContainerConfig, for what can never work.
     """
-    raise NotImplementedError
+    context = request.config.linux.security_context
+    spec = _starting_point(request)
+    process.apply_to_container(spec, request)
+    namespaces.apply_cgroup_namespace(spec, request)
+    mounts.apply_to_container(spec, request)
+    _apply_proc_paths(spec, request)
+    devices.apply(spec, request)
+    if context.HasField("capabilities"):
+        capabilities.apply(spec, context.capabilities, request.facts.capabilities)
+    privileged.apply(spec, request)
+    capabilities.clear_ambient(spec)
+    process_label, mount_label = selinux.labels(
+        context.selinux_options, request.sandbox_process_label, request.sandbox_id, request.runtime, request.facts
+    )
+    selinux.apply(spec, process_label, mount_label, context.privileged)
+    spec["process"]["noNewPrivileges"] = context.no_new_privs
+    if context.readonly_rootfs:
+        spec["root"]["readonly"] = True
+    resources.apply_to_container(spec, request)
+    resources.apply_cgroup_parent(spec, request.sandbox_config.linux.cgroup_parent, request.id)
+    namespaces.apply_to_container(spec, request)
+    annotations.apply_to_container(spec, request)
+    users.apply_to_container(spec, request)
+    apparmor.apply(spec, request)
+    seccomp.apply(spec, context, request.runtime, request.facts)
+    return spec
 
 
-def image_volumes(request: ContainerInput) -> tuple[ImageVolume, ...]:
-    """Return the volumes that the image defines and no mount of the request covers; none where they are ignored."""
-    raise NotImplementedError
+def _starting_point(request: ContainerInput) -> Json:
+    path = request.handler.base_runtime_spec
+    if path:
+        spec = base.base_runtime_spec(path, request.id, request.facts, request.runtime_facts)
+    else:
+        spec = base.default_spec(request.id, request.facts, request.runtime_facts)
+    spec["root"]["path"] = base.ROOTFS
+    return spec
 
 
-def exec_process(container: Json, cmd: Sequence[str], tty: bool) -> Json:
-    """Return the process object (runtime-spec `process`) that runs cmd in the container of that spec."""
-    raise NotImplementedError
+def _apply_proc_paths(spec: Json, request: ContainerInput) -> None:
+    """Mask and protect what the request says, and only that; disable_proc_mount keeps the defaults instead."""
+    if request.runtime.disable_proc_mount:
+        return
+    context = request.config.linux.security_context
+    for member, paths in (("maskedPaths", context.masked_paths), ("readonlyPaths", context.readonly_paths)):
+        spec["linux"].pop(member, None)
+        if paths:
+            spec["linux"][member] = list(paths)
