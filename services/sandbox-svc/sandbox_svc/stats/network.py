@@ -1,0 +1,68 @@
+"""Traffic counters of pods, by interface.
+
+Read from /proc/thread-self/net/dev by one thread that steps through the pods' namespaces: 0.1 ms a pod. A netlink
+dump says no more about counters, and pyroute2 needs 11 ms to open a namespace; /proc/<pid>/net/dev would save the
+step into the namespace, but a pid may be another process's by now, a pinned namespace cannot.
+"""
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sandbox_svc import linux
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What an interface has received and sent since it was made."""
+
+    name: str
+    rx_bytes: int
+    rx_errors: int
+    tx_bytes: int
+    tx_errors: int
+
+
+def read(namespaces: Iterable[str]) -> dict[str, tuple[Interface, ...]]:
+    """Return the interfaces of each namespace (path of its pin) without the loopback; those gone are left out."""
+    paths = list(dict.fromkeys(namespaces))
+    found: dict[str, tuple[Interface, ...]] = {}
+
+    def walk() -> None:
+        for path in paths:
+            try:
+                found[path] = _read_one(path)
+            except OSError:
+                continue  # removed meanwhile: its pod has no traffic to report
+
+    if paths:
+        thread = threading.Thread(target=walk, name="network-stats", daemon=True)
+        thread.start()
+        thread.join()
+    return found
+
+
+def _read_one(path: str) -> tuple[Interface, ...]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        linux.setns(fd, linux.CLONE_NEWNET)
+    finally:
+        os.close(fd)
+    with open("/proc/thread-self/net/dev", encoding="ascii", errors="replace") as file:
+        return parse(file.read().splitlines()[2:])
+
+
+def parse(lines: Sequence[str]) -> tuple[Interface, ...]:
+    """Return the interfaces of a /proc/net/dev without its two heading lines, the loopback left out.
+
+    An interface's name may hold any byte but a slash and white space, so the last colon ends it.
+    """
+    interfaces = []
+    for line in lines:
+        name, _, numbers = line.rpartition(":")
+        fields = numbers.split()
+        if name.strip() != "lo" and len(fields) >= 11:
+            received, sent = (int(fields[0]), int(fields[2])), (int(fields[8]), int(fields[10]))
+            interfaces.append(Interface(name.strip(), *received, *sent))
+    return tuple(interfaces)
