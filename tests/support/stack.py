@@ -42,6 +42,7 @@ bin_dirs = ["/usr/lib/cni"]
 conf_dir = "{directory}/cni"
 [plugins.'io.containerd.cri.v1.runtime'.containerd]
 default_runtime_name = "{default}"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.default]
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
 BinaryName = "/usr/sbin/runc"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun.options]
