@@ -30,7 +30,7 @@ class ContainerSource:
 
 @dataclass(frozen=True)
 class PodSource:
-    """Where one pod's numbers come from: cgroup is the pod's own group (cgroupsPath or path), netns its pin ("" on the host's network)."""
+    """Where one pod's numbers come from: its own group (a cgroupsPath), its namespace's pin ("" if the host's)."""
 
     id: str
     cgroup: str
