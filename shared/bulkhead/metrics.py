@@ -33,6 +33,9 @@ ERRORS = Counter("bulkhead_errors_total", "Unexpected errors by the place that m
 #: Returns why the service is not ready; an empty list means it is.
 Readiness = Callable[[], list[str]]
 
+#: Returns lines that /readyz shows and that make nothing unready, such as a key file that cannot be used.
+Notes = Callable[[], list[str]]
+
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
@@ -47,6 +50,7 @@ def stage(name: str) -> Iterator[None]:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     readiness: Readiness
+    notes: Notes
     timeout = 10
 
     def do_GET(self) -> None:
@@ -58,7 +62,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(200, b"ok\n")
         elif path == "/readyz":
             reasons = self.readiness()
-            self._answer(503 if reasons else 200, ("\n".join(reasons) or "ok").encode() + b"\n")
+            lines = [*(reasons or ["ok"]), *self.notes()]
+            self._answer(503 if reasons else 200, "\n".join(lines).encode() + b"\n")
         else:
             self._answer(404, b"not found: the paths are /metrics, /healthz and /readyz\n")
 
@@ -82,7 +87,14 @@ class _Server(http.server.ThreadingHTTPServer):
         self.socket = listener
 
 
-def serve(service: str, readiness: Readiness, *, port: int = 0, listener: socket.socket | None = None) -> int:
+def serve(
+    service: str,
+    readiness: Readiness,
+    *,
+    port: int = 0,
+    listener: socket.socket | None = None,
+    notes: Notes = list,
+) -> int:
     """Serve the face in the background on 127.0.0.1:port, or on a listening socket handed over; return the port.
 
     A negative port switches the face off.
@@ -92,7 +104,7 @@ def serve(service: str, readiness: Readiness, *, port: int = 0, listener: socket
         if port < 0:
             return port
         listener = socket.create_server(("127.0.0.1", port), backlog=16)
-    handler = type("Handler", (_Handler,), {"readiness": staticmethod(readiness)})
+    handler = type("Handler", (_Handler,), {"readiness": staticmethod(readiness), "notes": staticmethod(notes)})
     server = _Server(listener, handler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return int(listener.getsockname()[1])

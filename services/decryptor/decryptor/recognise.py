@@ -1,0 +1,179 @@
+"""What a key file holds: the formats ocicrypt knows, told apart by their bytes.
+
+Every text here is our own: what a parsing library says of a key might quote it.
+"""
+
+import base64
+import binascii
+import hashlib
+import itertools
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+
+PRIVATE_KEY, CERTIFICATE, JWK, PGP, PKCS11 = "private-key", "certificate", "jwk", "pgp", "pkcs11"
+
+#: PEM blocks looked at in one file.
+BLOCK_LIMIT = 64
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+
+_PEM_MARK = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]{1,64})-----")
+_PKCS11 = re.compile(rb"^pkcs11:[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_PKCS11_URI = re.compile(rb"^[ \t]+uri:", re.MULTILINE)
+_CURVES: dict[str, type[ec.EllipticCurve]] = {"P-256": ec.SECP256R1, "P-384": ec.SECP384R1, "P-521": ec.SECP521R1}
+
+NEEDS_PASSWORD = "needs a password, and none can be given"  # noqa: S105 # an error text
+
+
+@dataclass(frozen=True)
+class Key:
+    """What was found. error says why it cannot be used; the private half never shows in repr."""
+
+    kind: str = ""
+    fingerprint: str = ""
+    error: str = ""
+    private: PrivateKey | None = field(default=None, repr=False, compare=False)
+
+
+def recognise(data: bytes) -> Key:
+    """Return what the bytes are; whatever they are, it raises nothing."""
+    if (found := _PKCS11.search(data)) and _PKCS11_URI.search(data, found.end()):
+        return Key(PKCS11)
+    if blocks := _pem_blocks(data):
+        return _best([_pem_block(label, block) for label, block in blocks])
+    if data.lstrip()[:1] == b"{":
+        return _jwk(data)
+    if _is_secret_ring(data):
+        return Key(PGP)
+    if data[:1] == b"\x30":
+        return _der(data)
+    return Key(error="not a key in a known format (PEM, DER, JWK, certificate, OpenPGP secret ring, pkcs11 YAML)")
+
+
+def fingerprint(public: PublicKeyTypes) -> str:
+    """Return the SHA-256 over the SubjectPublicKeyInfo, in hex: the same for a key and its certificate."""
+    encoded = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def _best(keys: list[Key]) -> Key:
+    """Of the blocks of one file, the private key speaks for it: chains and parameters may stand beside it."""
+    for wanted in (PRIVATE_KEY, CERTIFICATE, PGP):
+        for key in keys:
+            if key.kind == wanted:
+                return key
+    return keys[0]
+
+
+def _pem_blocks(data: bytes) -> list[tuple[str, bytes]]:
+    """Return label and bytes of each block: a BEGIN whose next mark is the END of the same label."""
+    marks = list(_PEM_MARK.finditer(data))
+    return [
+        (begin.group(2).decode(), data[begin.start() : end.end()])
+        for begin, end in itertools.pairwise(marks)
+        if begin.group(1) == b"BEGIN" and end.group(1) == b"END" and begin.group(2) == end.group(2)
+    ][:BLOCK_LIMIT]
+
+
+def _pem_block(label: str, block: bytes) -> Key:
+    if label in ("CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"):
+        return _certificate(block, pem=True)
+    if label == "PGP PRIVATE KEY BLOCK":
+        return Key(PGP)
+    if label == "OPENSSH PRIVATE KEY":
+        return Key(PRIVATE_KEY, error="an OpenSSH key; ssh-keygen -p -m PKCS8 converts it")
+    if label == "ENCRYPTED PRIVATE KEY" or (label.endswith("PRIVATE KEY") and b"4,ENCRYPTED" in block[:200]):
+        return Key(PRIVATE_KEY, error=NEEDS_PASSWORD)
+    if label.endswith("PRIVATE KEY"):
+        return _private(block, pem=True)
+    return Key(error=f"a PEM block {label!r} is no key to decrypt with")
+
+
+def _private(data: bytes, *, pem: bool) -> Key:
+    load = serialization.load_pem_private_key if pem else serialization.load_der_private_key
+    try:
+        key = load(data, None)
+    except TypeError:
+        return Key(PRIVATE_KEY, error=NEEDS_PASSWORD)
+    except Exception:  # a parser may raise anything at all on hostile bytes
+        return Key(PRIVATE_KEY if pem else "", error="a private key that cannot be parsed")
+    return _usable(PRIVATE_KEY, key)
+
+
+def _usable(kind: str, key: object) -> Key:
+    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+        return Key(kind, error=f"a key of type {type(key).__name__}; RSA and EC keys unwrap layers")
+    return Key(kind, fingerprint(key.public_key()), private=key)
+
+
+def _certificate(data: bytes, *, pem: bool) -> Key:
+    load = x509.load_pem_x509_certificate if pem else x509.load_der_x509_certificate
+    try:
+        return Key(CERTIFICATE, fingerprint(load(data).public_key()))
+    except Exception:  # as above
+        return Key(CERTIFICATE if pem else "", error="a certificate that cannot be parsed")
+
+
+def _der(data: bytes) -> Key:
+    key = _private(data, pem=False)
+    if not key.kind:
+        key = _certificate(data, pem=False)
+    return key if key.kind else Key(error="DER that is neither a private key nor a certificate")
+
+
+def _is_secret_ring(data: bytes) -> bool:
+    """OpenPGP (RFC 9580, 4.2): bit 7 is always set, and the packet type of a secret key is 5."""
+    if not data or not data[0] & 0x80:
+        return False
+    return (data[0] & 0x3F if data[0] & 0x40 else data[0] >> 2 & 0x0F) == 5
+
+
+def _jwk(data: bytes) -> Key:
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        return Key(error="JSON that cannot be parsed")
+    if not isinstance(fields, dict) or "kty" not in fields:
+        return Key(error="JSON that is no JSON Web Key (no kty)")
+    if fields.get("kty") not in ("RSA", "EC"):
+        return Key(JWK, error="a JSON Web Key of another type than RSA and EC")
+    if "d" not in fields:
+        return Key(JWK, error="a public JSON Web Key")
+    try:
+        return _usable(JWK, _jwk_rsa(fields) if fields["kty"] == "RSA" else _jwk_ec(fields))
+    except Exception:  # as above
+        return Key(JWK, error="a JSON Web Key whose numbers do not fit together")
+
+
+def _jwk_rsa(fields: dict[str, Any]) -> PrivateKey:
+    n, e, d = (_number(fields[name]) for name in ("n", "e", "d"))
+    if all(name in fields for name in ("p", "q")):
+        p, q = _number(fields["p"]), _number(fields["q"])
+    else:
+        p, q = rsa.rsa_recover_prime_factors(n, e, d)
+    numbers = rsa.RSAPrivateNumbers(
+        p, q, d, rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q), rsa.RSAPublicNumbers(e, n)
+    )
+    return numbers.private_key()
+
+
+def _jwk_ec(fields: dict[str, Any]) -> PrivateKey:
+    public = ec.EllipticCurvePublicNumbers(_number(fields["x"]), _number(fields["y"]), _CURVES[str(fields["crv"])]())
+    return ec.EllipticCurvePrivateNumbers(_number(fields["d"]), public).private_key()
+
+
+def _number(text: object) -> int:
+    if not isinstance(text, str) or len(text) > 8192:
+        raise ValueError("not a base64url number")
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except binascii.Error as error:
+        raise ValueError("not base64url") from error
+    return int.from_bytes(raw, "big")

@@ -1,0 +1,115 @@
+"""Key files: every format is told apart, and what cannot be used says why without quoting itself."""
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decryptor import recognise
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("pkcs8.pem", "private-key"),
+        ("pkcs8.der", "private-key"),
+        ("pkcs1.pem", "private-key"),
+        ("pkcs1.der", "private-key"),
+        ("cert.pem", "certificate"),
+        ("cert.der", "certificate"),
+        ("chain-and-key.pem", "private-key"),
+        ("rsa.jwk", "jwk"),
+        ("rsa-without-primes.jwk", "jwk"),
+    ],
+)
+def test_formats_of_one_rsa_key(formats: dict[str, bytes], rsa_key: rsa.RSAPrivateKey, name: str, kind: str) -> None:
+    """Whatever the format, key and certificate have the fingerprint of their public key."""
+    key = recognise.recognise(formats[name])
+
+    assert (key.kind, key.error) == (kind, "")
+    assert key.fingerprint == recognise.fingerprint(rsa_key.public_key())
+
+
+@pytest.mark.parametrize("name", ["sec1.pem", "sec1.der", "ec-pkcs8.pem", "ec.jwk"])
+def test_formats_of_one_ec_key(formats: dict[str, bytes], ec_key: ec.EllipticCurvePrivateKey, name: str) -> None:
+    """EC keys load from SEC1, PKCS#8 and JWK."""
+    key = recognise.recognise(formats[name])
+
+    assert not key.error
+    assert key.fingerprint == recognise.fingerprint(ec_key.public_key())
+
+
+@pytest.mark.parametrize("name", ["ring.gpg", "new-ring.gpg", "ring.asc"])
+def test_secret_rings_are_known_by_kind(formats: dict[str, bytes], name: str) -> None:
+    """OpenPGP secret rings are recognised, binary in both packet formats and armoured."""
+    assert recognise.recognise(formats[name]) == recognise.Key("pgp")
+
+
+def test_a_pkcs11_file_is_known_by_kind(formats: dict[str, bytes]) -> None:
+    """A pkcs11 YAML is recognised and nothing of its URI, which may hold a PIN, is kept."""
+    key = recognise.recognise(formats["token.yaml"])
+
+    assert key == recognise.Key("pkcs11")
+    assert "1234" not in repr(key)
+
+
+@pytest.mark.parametrize("name", ["encrypted-pkcs8.pem", "encrypted-pkcs8.der", "encrypted-legacy.pem"])
+def test_a_key_with_password_says_so(formats: dict[str, bytes], name: str) -> None:
+    """A password-protected key counts as a key that cannot be used, and names the reason."""
+    key = recognise.recognise(formats[name])
+
+    assert (key.kind, key.error, key.private) == ("private-key", recognise.NEEDS_PASSWORD, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("ed25519.pem", "RSA and EC keys unwrap layers"),
+        ("openssh.pem", "ssh-keygen -p -m PKCS8"),
+        ("public.pem", "is no key to decrypt with"),
+        ("public.jwk", "do not fit together"),
+        ("junk", "not a key in a known format"),
+        ("torn.pem", "cannot be parsed"),
+    ],
+)
+def test_what_is_no_key_says_why(formats: dict[str, bytes], name: str, error: str) -> None:
+    """A file that holds nothing to decrypt with is refused in words."""
+    key = recognise.recognise(formats[name])
+
+    assert error in key.error
+    assert key.private is None
+
+
+def test_nothing_private_is_shown(formats: dict[str, bytes], rsa_key: rsa.RSAPrivateKey) -> None:
+    """repr of a loaded key holds its kind and fingerprint only."""
+    shown = repr(recognise.recognise(formats["pkcs8.pem"]))
+
+    assert str(rsa_key.private_numbers().d) not in shown
+    assert "private=" not in shown
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_judged(data: bytes) -> None:
+    """No content of a file raises, and what is no key says so."""
+    key = recognise.recognise(data)
+
+    assert key.kind or key.error
+
+
+@given(st.text(max_size=200), st.sampled_from(["PRIVATE KEY", "RSA PRIVATE KEY", "CERTIFICATE", "EC PRIVATE KEY"]))
+def test_any_pem_body_is_judged(body: str, label: str) -> None:
+    """A broken body is an error that does not quote the body."""
+    key = recognise.recognise(f"-----BEGIN {label}-----\n{body}\n-----END {label}-----\n".encode())
+
+    assert key.error
+    assert len(body) < 8 or body not in key.error
+
+
+@given(st.dictionaries(st.sampled_from(["kty", "n", "e", "d", "p", "q", "x", "y", "crv"]), st.text(max_size=20)))
+def test_any_json_is_judged(fields: dict[str, str]) -> None:
+    """No JSON object raises."""
+    import json
+
+    assert recognise.recognise(json.dumps(fields).encode()).error
+    assert recognise.recognise(json.dumps({**fields, "kty": "RSA"}).encode()).error
+    assert recognise.recognise(json.dumps({**fields, "kty": "EC"}).encode()).error
