@@ -1,0 +1,121 @@
+"""What SPDY and WebSocket connections have in common: the loop that reads, the polite end, the byte counts."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from stream_svc import spdy_events, websocket
+from stream_svc.channel import Channel
+from stream_svc.wire import Wire
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether a client that is not being read from has hung up.
+_LOOK = 2.0
+#: Seconds that what is queued may take to reach a client at the end, and that its own close is waited for.
+FLUSH_LIMIT = 30.0
+LINGER = 5.0
+
+
+class Multiplexer(ABC):
+    """Owns a wire; run() must run in a task of its own as long as the connection lives."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        #: Set when the client has hung up or broken the protocol.
+        self.closed = asyncio.Event()
+        #: time.monotonic() of the last bytes in either direction.
+        self.activity = time.monotonic()
+        #: Bytes of payload from and to the client.
+        self.received = self.sent = 0
+
+    async def run(self) -> None:
+        """Read until the client hangs up; then every channel is lost and `closed` is set."""
+        try:
+            while data := await self._wire.read():
+                self.activity = time.monotonic()
+                await self._take(data)
+                if self._over():
+                    break
+        except (spdy_events.ProtocolError, websocket.ProtocolError) as error:
+            logger.info("client broke the protocol: %s", error)
+            self._complain(error)
+        except ConnectionError:
+            pass  # the client is gone, which is all that there is to know
+        finally:
+            self.closed.set()
+            for channel in self._channels():
+                channel.lose()
+
+    async def _take(self, data: bytes) -> None:
+        for channel in self._dispatch(data):
+            while channel.full:
+                await self._room(channel)
+        if self._send_pending():
+            # Only answers (pongs, resets) wait here, so that a client that reads none cannot pile them up.
+            await self._wire.drain()
+
+    async def _room(self, channel: Channel) -> None:
+        """Wait for room, looking now and then for the hang-up that an unread connection would hide."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(channel.taken(), _LOOK)
+        if channel.full and self._wire.gone():
+            raise ConnectionResetError("the client hung up")
+
+    async def close(self) -> None:
+        """Flush, say goodbye, wait a little for the client to close, then drop the connection.
+
+        The client must close first: closing a socket with unread bytes resets it, and the reset would overtake the
+        last of the output.
+        """
+        for channel in self._channels():
+            channel.discard()
+        try:
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                await asyncio.wait_for(self._wire.flush(), FLUSH_LIMIT)
+                await self._goodbye()
+                await asyncio.wait_for(self.closed.wait(), LINGER)
+        finally:
+            self._wire.abort()
+
+    def _send_pending(self) -> bool:
+        """Queue what the protocol has produced; whether there was anything."""
+        data = self._pending()
+        self._wire.write(data)
+        return bool(data)
+
+    async def _write(self, size: int) -> None:
+        """Send what the protocol has produced for `size` bytes of payload, waiting while the client is slow."""
+        if self.closed.is_set():
+            raise ConnectionResetError("the client hung up")
+        self._send_pending()
+        await self._wire.drain()
+        self.activity = time.monotonic()
+        self.sent += size
+
+    @abstractmethod
+    def _dispatch(self, data: bytes) -> Iterator[Channel]:
+        """Parse received bytes and feed the channels; yields each channel that was fed."""
+
+    @abstractmethod
+    def _pending(self) -> bytes:
+        """Return the bytes that the protocol wants sent."""
+
+    @abstractmethod
+    def _channels(self) -> list[Channel]:
+        """Return the channels that are open."""
+
+    @abstractmethod
+    async def _goodbye(self) -> None:
+        """Announce the end of the connection."""
+
+    def _over(self) -> bool:
+        """Whether the client has said that it is done."""
+        return False
+
+    def _complain(self, error: Exception) -> None:
+        """Tell the client what it did wrong, where the protocol has words for it."""
+        del error
