@@ -4,6 +4,7 @@ from sandbox_svc.oci import (
     annotations,
     apparmor,
     base,
+    bpf,
     capabilities,
     devices,
     mounts,
@@ -44,6 +45,7 @@ def sandbox_spec(request: SandboxInput) -> Json:
     resources.apply_to_sandbox(spec, request.facts, request.runtime.restrict_oom_score_adj)
     annotations.apply_to_sandbox(spec, request)
     seccomp.apply(spec, context, request.runtime, request.facts)
+    _hand_over_filter(spec, request)
     users.apply_to_sandbox(spec, request)
     return spec
 
@@ -79,6 +81,7 @@ def container_spec(request: ContainerInput) -> Json:
     users.apply_to_container(spec, request)
     apparmor.apply(spec, request)
     seccomp.apply(spec, context, request.runtime, request.facts)
+    _hand_over_filter(spec, request)
     return spec
 
 
@@ -101,3 +104,16 @@ def _apply_proc_paths(spec: Json, request: ContainerInput) -> None:
         spec["linux"].pop(member, None)
         if paths:
             spec["linux"][member] = list(paths)
+
+
+def _hand_over_filter(spec: Json, request: SandboxInput | ContainerInput) -> None:
+    """Add the compiled filter for a runtime that takes it; the plain section stays for those that do not.
+
+    An annotation of that name from the pod never comes through: it would replace the filter that the request asks for.
+    """
+    spec["annotations"].pop(bpf.ANNOTATION, None)
+    profile = spec["linux"].get("seccomp")
+    if profile and request.runtime_facts.seccomp_bpf_annotation:
+        compiled = bpf.annotation(profile, request.facts.machine)
+        if compiled:
+            spec["annotations"][bpf.ANNOTATION] = compiled
