@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bulkhead import seqpacket
-from bulkhead.errors import DeadlineExceeded, Unavailable, from_code
+from bulkhead.errors import DeadlineExceeded, NotFound, Unavailable, from_code
 from image_svc.unpack.protocol import Limits, Unpacked
 
 #: Seconds beyond a limit the helper itself keeps before its silence counts as a failure.
 GRACE = 15.0
+_PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,19 @@ class UnpackClient:
 
         For layers Unpacked says so already; this walks the tree.
         """
-        return Usage(**self._call({"op": "usage", "name": name}, timeout))
+        found = self.usages([name], timeout=timeout)
+        if name not in found:
+            raise NotFound(f"snapshot {name} does not exist")
+        return found[name]
+
+    def usages(self, names: Sequence[str], *, timeout: float = 60.0) -> dict[str, Usage]:
+        """Count the blocks and inodes of several snapshots in one go; those that are not there are left out."""
+        found: dict[str, Usage] = {}
+        for start in range(0, len(names), _PAGE):
+            page = list(names[start : start + _PAGE])
+            answer = self._call({"op": "usage", "names": page}, timeout)["usages"]
+            found.update({name: Usage(*pair) for name, pair in answer.items()})
+        return found
 
     def sync(self, *, timeout: float = 300.0) -> None:
         """Write everything in the file system of the snapshots to disk (syncfs(2)); before a layer is committed."""

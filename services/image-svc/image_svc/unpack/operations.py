@@ -1,0 +1,211 @@
+"""What the helper does for image-svc: each operation is a generator of the steps that workers do for it.
+
+A generator is resumed with a step's answer or its error, and its return value is the answer to image-svc. What it
+does between the steps is quick and touches names only.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from bulkhead.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
+from image_svc.unpack import confine, layer, linux, merge, opaque, protocol, removal, settle, usage
+from image_svc.unpack.confine import Confinement
+from image_svc.unpack.directory import Snapshots, State
+from image_svc.unpack.protocol import Limits
+from image_svc.unpack.worker import Step
+
+Answer = dict[str, Any]
+Running = Generator[Step, Answer, Answer]
+
+#: Snapshots in one answer to `list` and in one question of `usage`: below the 64 KiB of a message.
+PAGE = 1500
+_SETTLE_SECONDS = 600.0
+_COPY_SECONDS = 1800.0
+_USAGE_SECONDS = 60.0
+_SYNC_SECONDS = 300.0
+_NEVER = 30 * 86400.0
+#: A list of directories may take this many bytes on disk beside the layer's own.
+_FILE_SLACK = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """One message of image-svc."""
+
+    fields: dict[str, Any]
+    descriptors: list[int]
+
+    def name(self) -> str:
+        """Return the snapshot it is about."""
+        return protocol.name(self.fields.get("name"))
+
+    def stack(self, key: str) -> tuple[str, list[str]]:
+        """Return the snapshot and the layers below it, base first."""
+        name, *below = protocol.names([self.fields.get("name"), *_list(self.fields.get(key))], protocol.MAX_LAYERS + 1)
+        return name, below
+
+
+class Operations:
+    """The operations by name; `limits` bound what a request may ask for."""
+
+    def __init__(self, snapshots: Snapshots, limits: Limits) -> None:
+        """Work in that directory."""
+        self._snapshots = snapshots
+        self._limits = limits
+        self.by_name: dict[str, Callable[[Request], Running]] = {
+            "unpack": self.unpack,
+            "settle": self.settle,
+            "prepare": self.prepare,
+            "copy": self.copy,
+            "remove": self.remove,
+            "usage": self.usage,
+            "list": self.page,
+            "sync": self.sync,
+            "ping": self.ping,
+        }
+
+    def unpack(self, request: Request) -> Running:
+        """Unpack a layer, then mark its opaque directories."""
+        name, limits = request.name(), self._wanted_limits(request)
+        if len(request.descriptors) != 1:
+            raise InvalidArgument(f"unpack came with {len(request.descriptors)} descriptors, expected the tar stream")
+        source = request.descriptors[0]
+        self._snapshots.begin(name)
+        with contextlib.ExitStack() as stack:
+            implicit = _closing(stack, self._snapshots.create(f"{name}/implicit"))
+            hidden = _closing(stack, self._snapshots.create(f"{name}/opaque"))
+            root = _closing(stack, self._snapshots.open(f"{name}/fs"))
+            confinement = Confinement(
+                root,
+                confine.FILES,
+                (source, implicit, hidden),
+                seconds=limits.seconds,
+                file_size=limits.bytes + _FILE_SLACK,
+            )
+            counts = yield Step(
+                confinement, functools.partial(layer.unpack, source, implicit, hidden, limits), limits.seconds
+            )
+            answer = {key: int(counts[key]) for key in protocol.Unpacked.__dataclass_fields__}
+            if answer["opaque"]:
+                listed = _closing(stack, self._snapshots.read(f"{name}/opaque"))
+                marking = Confinement(root, confine.OPAQUE, (listed,), seconds=limits.seconds)
+                yield Step(marking, functools.partial(opaque.mark, listed), limits.seconds)
+        self._snapshots.unpacked(name)
+        return answer
+
+    def settle(self, request: Request) -> Running:
+        """Settle a layer on those below it."""
+        name, lower = request.stack("lower")
+        state = self._snapshots.state(name)
+        if state in (State.ABSENT, State.UNPACKING):
+            raise NotFound(f"snapshot {name} is {state.value}")
+        settled = 0
+        if state is State.PENDING:
+            for below in lower:
+                self._snapshots.require(below)
+            answer = yield self._across(confine.FILES, functools.partial(settle.settle, name, lower), _SETTLE_SECONDS)
+            settled = int(answer["settled"])
+            self._snapshots.complete(name)
+        return {"settled": settled}
+
+    def prepare(self, request: Request) -> Running:
+        """Make a writable snapshot."""
+        name, chain = request.stack("chain")
+        if self._may_begin(name, chain):
+            self._snapshots.prepare(name, chain[-1] if chain else None)
+        return {}
+        yield
+
+    def copy(self, request: Request) -> Running:
+        """Make a writable snapshot that holds a copy of its layers."""
+        name, chain = request.stack("chain")
+        if self._may_begin(name, chain):
+            self._snapshots.begin(name)
+            yield self._across(confine.FILES, functools.partial(merge.merge, name, chain), _COPY_SECONDS)
+            self._snapshots.complete(name)
+        return {}
+
+    def remove(self, request: Request) -> Running:
+        """Throw a snapshot away."""
+        return {"removed": self._snapshots.throw_away(request.name())}
+        yield
+
+    def usage(self, request: Request) -> Running:
+        """Count what snapshots take."""
+        names = protocol.names(_list(request.fields.get("names")), PAGE)
+        answer = yield self._across(confine.LOOK, functools.partial(usage.count, names), _USAGE_SECONDS)
+        return {"usages": {name: [int(value) for value in answer[name]] for name in names if name in answer}}
+
+    def page(self, request: Request) -> Running:
+        """List one page of snapshots."""
+        page: list[tuple[str, bool]] = []
+        after = request.fields.get("after", 0)
+        if not isinstance(after, int):
+            raise InvalidArgument(f"after is {after!r}, expected a number")
+        for name in self._snapshots.names(after):
+            page.append((name, self._snapshots.state(name) is State.COMPLETE))
+            if len(page) == PAGE:
+                break
+        return {"snapshots": page}
+        yield
+
+    def sync(self, request: Request) -> Running:
+        """Write the file system to disk."""
+        return (yield self._across(0, _sync, _SYNC_SECONDS))
+
+    def ping(self, request: Request) -> Running:
+        """Answer."""
+        return {}
+        yield
+
+    def empty_trash(self) -> Step:
+        """Return the step that removes for good, with the trash as its root."""
+        confinement = Confinement(self._snapshots.trash, confine.REMOVE, seconds=_NEVER, idle=True)
+        return Step(confinement, _empty, _NEVER)
+
+    def _across(self, capabilities: int, work: Callable[[], Answer], seconds: float) -> Step:
+        """Return a step whose root is the directory of all snapshots."""
+        return Step(Confinement(self._snapshots.fd, capabilities, seconds=seconds), work, seconds)
+
+    def _may_begin(self, name: str, chain: list[str]) -> bool:
+        """Tell whether a writable snapshot has still to be made; its layers must be there."""
+        state = self._snapshots.state(name)
+        if state is State.PENDING:
+            raise AlreadyExists(f"snapshot {name} is a layer")
+        for layer_name in chain:
+            self._snapshots.require(layer_name)
+        return state is not State.COMPLETE
+
+    def _wanted_limits(self, request: Request) -> Limits:
+        try:
+            limits = Limits(**request.fields.get("limits", {}))
+            limits = limits.within(self._limits)
+        except TypeError as error:
+            raise InvalidArgument(f"limits: {error}") from error
+        if min(limits.entries, limits.bytes, limits.seconds) <= 0:
+            raise ResourceExhausted(f"limits leave no room: {limits}")
+        return limits
+
+
+def _sync() -> Answer:
+    linux.syncfs(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
+    return {}
+
+
+def _empty() -> Answer:
+    return dict(removal.Bin().empty())
+
+
+def _closing(stack: contextlib.ExitStack, fd: int) -> int:
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise InvalidArgument(f"snapshot names are a {type(value).__name__}, expected a list")
+    return value

@@ -1,0 +1,95 @@
+"""Gives directories that a layer only implied the metadata they have in the layers below.
+
+A layer that holds etc/priv/key and no entry for etc/priv would else open a directory of mode 0700 to everybody, for
+overlayfs shows the topmost directory's metadata. Runs confined, with the directory of all snapshots as its root.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+from image_svc.unpack import attributes, linux, paths
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Lower:
+    """One settled layer, opened when it is first looked at."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tree = -1
+        self._opaque: set[bytes] | None = None
+
+    def open(self, path: bytes) -> int:
+        """Open a directory of this layer; OSError says why it cannot be."""
+        if self._tree < 0:
+            self._tree = os.open(f"/{self._name}/fs", _OPEN)
+        return linux.openat2(self._tree, path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def hides(self, path: bytes) -> bool:
+        """Tell whether this layer hides what layers below it have at a path, by an opaque directory above it."""
+        if self._opaque is None:
+            self._opaque = read_list(self._name, "opaque")
+        return bool(self._opaque) and not self._opaque.isdisjoint(paths.ancestors(path))
+
+
+def read_list(name: str, kind: str) -> set[bytes]:
+    """Return a list of paths kept beside a layer, empty if there is none."""
+    try:
+        fd = os.open(f"/{name}/{kind}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return set()
+    try:
+        return set(paths.read(fd))
+    finally:
+        os.close(fd)
+
+
+def find(lowers: Sequence[Lower], path: bytes) -> int:
+    """Return the nearest lower directory at a path, opened, or -1 if there is none to be seen."""
+    for lower in lowers:
+        try:
+            return lower.open(path)
+        except OSError as error:
+            # A whiteout, a file or a link stands at the path or above it, and hides what lies deeper.
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                return -1
+            if error.errno != errno.ENOENT:
+                raise
+        if lower.hides(path):
+            return -1
+    return -1
+
+
+def copy_metadata(source: int, target: int) -> None:
+    """Give one open file the owner, mode, attributes and times of another."""
+    found = os.fstat(source)
+    os.fchown(target, found.st_uid, found.st_gid)
+    os.fchmod(target, stat.S_IMODE(found.st_mode))
+    names = [os.fsencode(name) for name in os.listxattr(source)]
+    attributes.set_xattrs(target, {name: os.getxattr(source, name) for name in names if attributes.wanted(name)})
+    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def settle(name: str, lower: Sequence[str]) -> dict[str, Any]:
+    """Settle layer `name` on the layers `lower` (base first) and return how many directories changed."""
+    lowers = [Lower(each) for each in reversed(lower)]
+    own = Lower(name)
+    listed = os.open(f"/{name}/implicit", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    settled = 0
+    for path in paths.read(listed):
+        source = find(lowers, path)
+        if source < 0:
+            continue
+        target = own.open(path)
+        try:
+            copy_metadata(source, target)
+        finally:
+            os.close(source)
+            os.close(target)
+        settled += 1
+    os.close(listed)
+    return {"settled": settled}
