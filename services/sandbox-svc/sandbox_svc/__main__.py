@@ -1,0 +1,119 @@
+"""The sandbox service: `sandbox-svc --config FILE`, as root."""
+
+import argparse
+import logging
+import os
+import pwd
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from bulkhead import log, metrics, paths, rpc
+from bulkhead.config import load
+from bulkhead.config.model import Config
+from bulkhead.errors import BulkheadError
+from sandbox_svc import cni, facts, recovery, service
+from sandbox_svc.background import Background
+from sandbox_svc.images import Images
+from sandbox_svc.node import Node
+from sandbox_svc.oci.host import LinuxHost
+from sandbox_svc.runtimes import Runtimes
+from sandbox_svc.stats import Collector
+from sandbox_svc.store.database import Database
+from sandbox_svc.store.model import Model
+from sandbox_svc.streams import Streams
+from sandbox_svc.task.zygote import Zygote
+
+NAME = "sandbox-svc"
+logger = logging.getLogger(__name__)
+
+
+def build(config: Config) -> Node:
+    """Return a node of its parts, with nothing recovered and nothing served yet."""
+    for directory in (config.root, config.state):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+    model = Model()
+    zygote = Zygote(config.state, _stream_gid(config))
+    return Node(
+        config=config,
+        database=Database(config.root / "sandboxes.db"),
+        model=model,
+        images=Images(config.state, model.keys),
+        networks=cni.managers(config),
+        runtimes=Runtimes(config.runtime, config.state, zygote.working_crun()),
+        facts=facts.collect(LinuxHost(), config.runtime.restrict_oom_score_adj),
+        zygote=zygote,
+        streams=Streams(config.state),
+        background=Background(),
+        collector=Collector(
+            period=config.runtime.stats_collect_period, layer_period=config.images.stats_collect_period
+        ),
+        settle=recovery.settle,
+    )
+
+
+def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT; pods go on without us."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    socket = paths.service_socket(config.state, NAME)
+    rpc.refuse_live(str(socket))
+    node = build(config)
+    recovery.load(node)
+    socket.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+    server = rpc.server(service.register(node), str(socket), 0o660)
+    _give_to_group(socket)
+    metrics.serve(NAME, lambda: _unready(node), port=config.bulkhead.metrics_ports.get(NAME, -1))
+    settling = recovery.start(node)
+    logger.info("serving %d pods on %s", len(settling), socket)
+    stop.wait()
+    logger.info("stopping")
+    server.stop(grace=2.0).wait(4.0)
+    node.background.stop()
+    node.database.close()
+    # Calls still waiting in threads (a StopContainer's grace) must not hold the exit up: their callers are gone.
+    logging.shutdown()
+    os._exit(0)
+
+
+def _unready(node: Node) -> list[str]:
+    reasons = [f"pod {pod.id} is being settled" for pod in node.model.pods() if not pod.settled.is_set()]
+    if not node.images.reachable:
+        reasons.append("image-svc is not connected")
+    return reasons
+
+
+def _stream_gid(config: Config) -> int:
+    """Return the group of stream-svc's user, root's where that user does not exist (a development stack)."""
+    try:
+        return pwd.getpwnam(config.bulkhead.users["stream-svc"]).pw_gid
+    except KeyError:
+        return 0
+
+
+def _give_to_group(socket: Path) -> None:
+    """Let the frontend reach the socket: its directory's group is the group of callers, set by the launcher."""
+    os.chown(socket, -1, socket.parent.stat().st_gid)
+
+
+def main() -> None:
+    """Read the command line and the configuration, and serve."""
+    parser = argparse.ArgumentParser(prog=NAME, description=__doc__)
+    parser.add_argument("--config", default="", help="configuration file; built-in defaults without one")
+    arguments = parser.parse_args()
+    try:
+        config = load(arguments.config)
+    except BulkheadError as error:
+        sys.exit(f"{NAME}: {error}")
+    log.setup("sandbox_svc", config.debug.level, config.debug.format)
+    try:
+        serve(config)
+    except (BulkheadError, OSError) as error:
+        logger.error("%s", error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

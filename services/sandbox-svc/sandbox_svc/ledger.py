@@ -1,0 +1,39 @@
+"""The undoing of what was made: each ledger entry names one thing, and each kind has one function that removes it.
+
+An entry is written before its thing is made, so undoing must succeed where the thing was never made.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+
+from bulkhead.errors import BulkheadError
+from sandbox_svc.store.database import Database, Entry
+
+logger = logging.getLogger(__name__)
+
+Undo = Callable[[Entry], None]
+
+
+class Ledger:
+    """Undoes an owner's entries, last made first; what fails stays in the ledger for the next try."""
+
+    def __init__(self, database: Database, undoers: Mapping[str, Undo]) -> None:
+        self._database = database
+        self._undoers = undoers
+
+    def undo(self, owner: str, *, only: Collection[str] = (), but: Collection[str] = ()) -> list[Exception]:
+        """Undo an owner's entries (of some kinds, or all but some) and return what went wrong."""
+        done: list[Entry] = []
+        errors: list[Exception] = []
+        for entry in self._database.entries(owner):
+            if (only and entry.kind not in only) or entry.kind in but:
+                continue
+            try:
+                self._undoers[entry.kind](entry)
+                done.append(entry)
+            except (BulkheadError, OSError) as error:
+                logger.warning("%s: undoing its %s failed: %s", owner[:13], entry.kind, error)
+                errors.append(error)
+        if done:
+            self._database.undone(done)
+        return errors

@@ -1,0 +1,177 @@
+"""CreateContainer: the record, the snapshot and the bundle of a container; its process is made by StartContainer."""
+
+import logging
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from bulkhead import metrics
+from bulkhead.errors import AlreadyExists, BulkheadError, FailedPrecondition, Internal, InvalidArgument, NotFound
+from bulkhead.proto import images_pb2
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc import pod_files, reserve, undo, validate
+from sandbox_svc.images import Image
+from sandbox_svc.node import Node
+from sandbox_svc.oci.model import ContainerInput, Json
+from sandbox_svc.oci.spec import container_spec, image_volumes, needed_directories
+from sandbox_svc.rootfs_users import read as rootfs_users
+from sandbox_svc.rpc import bundle
+from sandbox_svc.rpc.run_pod_sandbox import wait_for
+from sandbox_svc.store.entities import Container, Pod
+from sandbox_svc.store.records import ContainerRecord, Phase
+from sandbox_svc.volumes import fill
+
+logger = logging.getLogger(__name__)
+
+
+def create_container(
+    node: Node, request: cri.CreateContainerRequest, context: grpc.ServicerContext
+) -> cri.CreateContainerResponse:
+    """Create a container; a retry of a running creation joins it, one of a finished creation gets the same id."""
+    config = request.config
+    validate.container(config)
+    pod = node.model.pod(request.pod_sandbox_id)
+    if pod.state != cri.SANDBOX_READY:
+        raise FailedPrecondition(f"pod sandbox {pod.id} is not ready")
+    name = reserve.container_name(config.metadata, pod.id)
+    ident = secrets.token_hex(32)
+    outcome, first = node.container_names.begin(
+        name, lambda: node.background.operation(_create, node, pod, config, ident)
+    )
+    found = wait_for(outcome, context, f"CreateContainer of {name}")
+    if not first:
+        _must_be_the_same(node, found, config, name)
+    return cri.CreateContainerResponse(container_id=found)
+
+
+def _must_be_the_same(node: Node, ident: str, config: cri.ContainerConfig, name: str) -> None:
+    record = node.model.container(ident).record
+    if record.state != cri.CONTAINER_CREATED or record.config != config:
+        raise AlreadyExists(f"container {name} exists as {ident}; remove it or raise metadata.attempt")
+
+
+def _create(node: Node, pod: Pod, config: cri.ContainerConfig, ident: str) -> str:
+    record = ContainerRecord(id=ident, sandbox_id=pod.id, config=config, created_at=time.time_ns())
+    container = Container(record, pod, node.database)
+    creation = _Creation(node, container)
+    try:
+        creation.run()
+    except BaseException as error:
+        logger.warning("container %s: %s failed: %s", ident, creation.step, error)
+        if not node.ledger.undo(ident):
+            node.database.forget(container.record)
+        node.model.drop_container(container)
+        if isinstance(error, BulkheadError):
+            raise type(error)(f"{creation.step}: {error}") from error
+        raise Internal(f"{creation.step}: {type(error).__name__}: {error}") from error
+    logger.info("container %s (%s) created in pod %s", ident, config.metadata.name, pod.id)
+    return ident
+
+
+class _Creation:
+    """The steps of one creation; `step` is the one to blame."""
+
+    def __init__(self, node: Node, container: Container) -> None:
+        self._node = node
+        self._container = container
+        self._pod = container.pod
+        self.step = "preparing"
+
+    def run(self) -> None:
+        """Make everything a container needs before its process."""
+        node, container, pod, ident = self._node, self._container, self._pod, self._container.id
+        config, sandbox = container.record.config, pod.record.config
+        self.step = "resolving the image"
+        image = node.images.resolve(config.image.image, pod.record.handler)
+        container.update(
+            (
+                undo.directory(node.container_directory(ident)),
+                undo.snapshot(ident),
+                undo.directory(node.bundle(ident)),
+            )
+        )
+        node.model.add_container(container)
+        self.step = "preparing the snapshot"
+        prepared = node.images.prepare(
+            ident,
+            image,
+            snapshotter=node.runtimes.resolve(pod.record.handler).handler.snapshotter,
+            pod=f"{sandbox.metadata.namespace}/{sandbox.metadata.name}",
+        )
+        self.step = "building the spec"
+        request = self._input(image, prepared)
+        with metrics.stage("container_spec"):
+            for path in needed_directories(request):
+                os.makedirs(path, mode=0o755, exist_ok=True)
+            fill(image_volumes(request), prepared.mounts)
+            spec = container_spec(request)
+        self.step = "writing the bundle"
+        self._log_directory()
+        place = bundle.write(node.bundle(ident), spec)
+        bundle.write_mounts(place, prepared.mounts)
+        container.update(phase=Phase.PRESENT, **self._facts(image, prepared, spec))
+
+    def _input(self, image: Image, prepared: images_pb2.PrepareResponse) -> ContainerInput:
+        node, pod, container = self._node, self._pod, self._container
+        runtime = node.runtimes.resolve(pod.record.handler)
+        assert pod.record.process is not None
+        return ContainerInput(
+            id=container.id,
+            sandbox_id=pod.id,
+            config=container.record.config,
+            sandbox_config=pod.record.config,
+            image_config=image.config,
+            image_name=container.record.config.image.user_specified_image or image.name,
+            runtime=node.config.runtime,
+            handler=runtime.handler,
+            facts=node.facts,
+            runtime_facts=runtime.facts,
+            sandbox_pid=pod.record.process.pid,
+            files=pod_files.paths(node.pod_directory(pod.id), node.shm(pod.id), pod.record.config),
+            users=rootfs_users(prepared.mounts),
+            target_pid=self._target_pid(),
+            volumes_directory=str(node.container_directory(container.id) / "volumes"),
+            sandbox_process_label=pod.record.process_label,
+        )
+
+    def _target_pid(self) -> int:
+        """Return the process whose PID namespace is joined (mode TARGET, the kubelet's ephemeral containers)."""
+        options = self._container.record.config.linux.security_context.namespace_options
+        if options.pid != cri.TARGET:
+            return 0
+        try:
+            target = self._node.model.container(options.target_id)
+        except NotFound as error:
+            raise InvalidArgument(f"namespace_options.target_id: {error}") from error
+        if target.record.sandbox_id != self._pod.id:
+            raise InvalidArgument(f"namespace_options.target_id {options.target_id!r} is in another pod")
+        if target.record.state != cri.CONTAINER_RUNNING or target.record.process is None:
+            raise FailedPrecondition(f"namespace_options.target_id {options.target_id!r} is not running")
+        return target.record.process.pid
+
+    def _log_directory(self) -> None:
+        if path := self._log_path():
+            Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+
+    def _log_path(self) -> str:
+        directory, name = self._pod.record.config.log_directory, self._container.record.config.log_path
+        return os.path.join(directory, name) if directory and name else ""
+
+    def _facts(self, image: Image, prepared: images_pb2.PrepareResponse, spec: Json) -> dict[str, Any]:
+        user = spec["process"]["user"]
+        return {
+            "image_id": image.id,
+            "image_name": next(iter(image.tags), ""),
+            "image_digest": next(iter(image.digests), ""),
+            "upper_dir": prepared.upper_dir,
+            "cgroup": str(spec["linux"].get("cgroupsPath", "")),
+            "log_path": self._log_path(),
+            "image_stop_signal": str((image.config.get("config") or {}).get("StopSignal") or ""),
+            "uid": int(user.get("uid", 0)),
+            "gid": int(user.get("gid", 0)),
+            "groups": tuple(user.get("additionalGids") or ()),
+        }

@@ -1,0 +1,70 @@
+"""StartContainer: the task is created in the pod's shim and started; a container is started once."""
+
+import logging
+import time
+
+import grpc
+
+from bulkhead import metrics
+from bulkhead.errors import FailedPrecondition
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc import process, undo
+from sandbox_svc.node import Node
+from sandbox_svc.rpc import bundle
+from sandbox_svc.store.entities import Container
+from sandbox_svc.task import stdio
+from sandbox_svc.task.link import Link
+
+logger = logging.getLogger(__name__)
+
+#: What the kubelet shows for a container whose process never came to be (containerd and CRI-O use the same).
+START_FAILED = 128
+
+
+def start_container(
+    node: Node, request: cri.StartContainerRequest, context: grpc.ServicerContext
+) -> cri.StartContainerResponse:
+    """Start a created container; one that cannot be started ends with reason StartError and the error as message."""
+    container = node.model.container(request.container_id)
+    with container.operation:
+        if container.state != cri.CONTAINER_CREATED:
+            name = cri.ContainerState.Name(container.state)
+            raise FailedPrecondition(f"container {container.id} is in state {name}, expected CONTAINER_CREATED")
+        link = container.pod.link
+        if container.pod.state != cri.SANDBOX_READY or link is None:
+            raise FailedPrecondition(f"pod sandbox {container.pod.id} is not ready")
+        try:
+            _start(node, container, link)
+        except Exception as error:
+            logger.warning("container %s could not be started: %s", container.id, error)
+            node.ledger.undo(container.id, only=("task",))
+            now = time.time_ns()
+            container.update(
+                started_at=now, finished_at=now, exit_code=START_FAILED, reason="StartError", message=str(error)[:4096]
+            )
+            raise
+    return cri.StartContainerResponse()
+
+
+def _start(node: Node, container: Container, link: Link) -> None:
+    record, ident = container.record, container.id
+    runtime = node.runtimes.resolve(container.pod.record.handler)
+    place = node.bundle(ident)
+    node.database.intend(ident, [undo.task(ident, link.binding, record.cgroup)])
+    names = stdio.names(record, node.config.runtime.max_container_log_line_size)
+    with metrics.stage("task_create"):
+        link.create(
+            ident,
+            str(place),
+            bundle.read_mounts(place),
+            stdin=names.stdin,
+            stdout=names.stdout,
+            stderr=names.stderr,
+            terminal=record.config.tty,
+            options=runtime.options(),
+        )
+    with metrics.stage("task_start"):
+        pid = link.start(ident)
+    container.update(started_at=time.time_ns(), process=process.identify(pid))
+    node.watcher.park(container, link)
+    node.collector.watch(node.container_source(container))

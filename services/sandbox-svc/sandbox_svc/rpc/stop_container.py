@@ -1,0 +1,110 @@
+"""StopContainer: the stop signal, then, when the shortest grace anybody asked for is over, SIGKILL."""
+
+import signal
+import time
+
+import grpc
+
+from bulkhead import metrics
+from bulkhead.errors import BulkheadError, Cancelled, DeadlineExceeded, NotFound, Unavailable
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc import cgroup, validate
+from sandbox_svc.node import Node
+from sandbox_svc.stop_signal import stop_signal
+from sandbox_svc.store.entities import Container
+
+#: Seconds from SIGKILL to the recorded exit, where the process is not stuck in the kernel.
+KILL_TIMEOUT = 60.0
+#: Seconds between two looks at whether the caller is still there.
+_LOOK = 1.0
+
+
+def stop_container(
+    node: Node, request: cri.StopContainerRequest, context: grpc.ServicerContext
+) -> cri.StopContainerResponse:
+    """Stop a container.
+
+    "This call is idempotent, and must not return an error if the container has already been stopped" (CRI), nor
+    if there is none by that id.
+    """
+    validate.grace(request.timeout)
+    try:
+        container = node.model.container(request.container_id)
+    except NotFound:
+        return cri.StopContainerResponse()
+    with metrics.stage("container_stop"):
+        stop(container, float(request.timeout), context)
+    return cri.StopContainerResponse()
+
+
+def stop(container: Container, grace: float, context: grpc.ServicerContext | None = None) -> None:
+    """Stop a running container within grace seconds; another caller with less grace shortens the wait of this one."""
+    if not _running(container):
+        return
+    with container.condition:
+        due = time.monotonic() + grace
+        first = container.stoppers == 0
+        container.stoppers += 1
+        if container.kill_at is None or due < container.kill_at:
+            container.kill_at = due
+        container.condition.notify_all()
+    try:
+        if first and grace > 0:
+            send(container, stop_signal(container.record))
+        _await_grace(container, context)
+        if _running(container):
+            kill(container)
+            _await_exit(container, context)
+    finally:
+        with container.condition:
+            container.stoppers -= 1
+            if container.stoppers == 0:
+                container.kill_at = None
+
+
+def send(container: Container, number: int, *, all: bool = False) -> None:
+    """Send a signal through the shim; a container that has exited needs none."""
+    link = container.pod.link
+    if link is None:
+        raise Unavailable(f"the shim of pod {container.pod.id} is gone")
+    link.kill(container.id, number, all=all)
+
+
+def kill(container: Container) -> None:
+    """Send SIGKILL to all processes: through the shim, or past it if it does not answer."""
+    try:
+        send(container, signal.SIGKILL, all=_shares_pids(container))
+    except BulkheadError:
+        if not cgroup.kill(container.record.cgroup, timeout=1.0):
+            raise
+
+
+def _shares_pids(container: Container) -> bool:
+    """Without a PID namespace of its own a container's other processes outlive its first one."""
+    return container.record.config.linux.security_context.namespace_options.pid != cri.CONTAINER
+
+
+def _running(container: Container) -> bool:
+    return container.state in (cri.CONTAINER_RUNNING, cri.CONTAINER_UNKNOWN)
+
+
+def _await_grace(container: Container, context: grpc.ServicerContext | None) -> None:
+    while True:
+        with container.condition:
+            if not _running(container) or container.kill_at is None:
+                return
+            left = container.kill_at - time.monotonic()
+            if left <= 0:
+                return
+            container.condition.wait(min(left, _LOOK))
+        if context is not None and not context.is_active():
+            raise Cancelled(f"StopContainer of {container.id}: the caller went away")
+
+
+def _await_exit(container: Container, context: grpc.ServicerContext | None) -> None:
+    deadline = time.monotonic() + KILL_TIMEOUT
+    while not container.wait_for(lambda record: record.finished_at > 0, _LOOK):
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"container {container.id} has not exited {KILL_TIMEOUT:.0f} s after SIGKILL")
+        if context is not None and not context.is_active():
+            raise Cancelled(f"StopContainer of {container.id}: the caller went away")

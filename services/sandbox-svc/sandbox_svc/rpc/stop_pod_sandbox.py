@@ -1,0 +1,85 @@
+"""StopPodSandbox: everything in the pod killed and, side by side with that, its network given back."""
+
+import signal
+
+import grpc
+
+from bulkhead import metrics
+from bulkhead.errors import BulkheadError, FailedPrecondition, NotFound
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc import cgroup
+from sandbox_svc.node import Node
+from sandbox_svc.rpc.stop_container import stop
+from sandbox_svc.store.entities import Pod
+from sandbox_svc.store.records import Phase
+
+#: Seconds from SIGKILL to the exit of the pause process.
+KILL_TIMEOUT = 30.0
+
+
+def stop_pod_sandbox(
+    node: Node, request: cri.StopPodSandboxRequest, context: grpc.ServicerContext
+) -> cri.StopPodSandboxResponse:
+    """Stop a pod and return when its addresses are free.
+
+    "This call is idempotent, and must not return an error if all relevant resources have already been reclaimed" (CRI).
+    """
+    try:
+        pod = node.model.pod(request.pod_sandbox_id)
+    except NotFound:
+        return cri.StopPodSandboxResponse()
+    with metrics.stage("pod_stop"):
+        stop_pod(node, pod)
+    return cri.StopPodSandboxResponse()
+
+
+def stop_pod(node: Node, pod: Pod) -> None:
+    """Kill what runs in a pod and reclaim its network at the same time; the first failure is raised at the end."""
+    with pod.operation:
+        detaching = node.background.part(node.ledger.undo, pod.id, only=("cni",))
+        parts = [
+            node.background.part(stop, container, 0.0)
+            for container in node.model.containers_of(pod)
+            if container.record.phase is Phase.PRESENT
+        ]
+        parts.append(node.background.part(_kill_pause, pod))
+        failures = [error for part in parts if (error := part.exception()) is not None]
+        failures += detaching.result()
+        # The namespace goes when the network is reclaimed: plugins want to look into it.
+        if not detaching.result():
+            failures += node.ledger.undo(pod.id, only=("netns", "mount"))
+        if failures:
+            raise _as_ours(failures[0], pod)
+    node.background.behind("shim_shutdown", retire_shim, node, pod)
+
+
+def _as_ours(error: BaseException, pod: Pod) -> BaseException:
+    if isinstance(error, BulkheadError):
+        return error
+    return FailedPrecondition(f"stopping pod {pod.id}: {type(error).__name__}: {error}")
+
+
+def _kill_pause(pod: Pod) -> None:
+    if not pod.record.ready and not pod.uncertain:
+        return
+    try:
+        if pod.link is None:
+            raise FailedPrecondition("no shim")
+        pod.link.kill(pod.id, signal.SIGKILL)
+    except BulkheadError:
+        if not cgroup.kill(pod.record.cgroup, timeout=5.0):
+            raise
+    if not pod.wait_for(lambda record: record.finished_at > 0, KILL_TIMEOUT):
+        raise FailedPrecondition(f"the pause process of pod {pod.id} is alive {KILL_TIMEOUT:.0f} s after SIGKILL")
+
+
+def retire_shim(node: Node, pod: Pod) -> None:
+    """End the shim of a stopped pod: its tasks are deleted first, each with its container's ledger."""
+    with pod.operation:
+        if pod.record.ready:
+            return
+        for container in node.model.containers_of(pod):
+            node.ledger.undo(container.id, only=("task",))
+        node.ledger.undo(pod.id, only=("task",))
+        if not node.ledger.undo(pod.id, only=("shim",)):
+            pod.link = None

@@ -1,0 +1,125 @@
+"""The SQLite file behind sandbox-svc: pods, containers, and the ledger of what was made for them.
+
+WAL with synchronous=FULL: a commit is on disk when it returns (0.3 ms on the machine this was measured on). One
+connection under one lock, since every transaction is a handful of rows.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bulkhead.errors import FailedPrecondition
+from sandbox_svc.store.records import ContainerRecord, SandboxRecord
+
+VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sandboxes (id TEXT PRIMARY KEY, data TEXT NOT NULL, config BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS containers (id TEXT PRIMARY KEY, data TEXT NOT NULL, config BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ledger (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, kind TEXT NOT NULL, data TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS ledger_owner ON ledger (owner);
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that was, or may have been, made: written before the making, deleted after the undoing."""
+
+    kind: str
+    data: dict[str, Any]
+    owner: str = ""
+    seq: int = 0
+
+
+Record = SandboxRecord | ContainerRecord
+
+
+class Database:
+    """Records and ledger; every method is one transaction and may be called from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.executescript(_SCHEMA)
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise FailedPrecondition(
+                f"{path} has format {version}, written by a newer release; this one knows {VERSION}"
+            )
+        self._connection.execute(f"PRAGMA user_version={VERSION}")
+        path.chmod(0o600)
+
+    def close(self) -> None:
+        """Close the file; later calls raise sqlite3.ProgrammingError."""
+        with self._lock:
+            self._connection.close()
+
+    def load(self) -> tuple[list[SandboxRecord], list[ContainerRecord]]:
+        """Return every record, oldest first."""
+        with self._lock:
+            pods = self._connection.execute("SELECT data, config FROM sandboxes").fetchall()
+            containers = self._connection.execute("SELECT data, config FROM containers").fetchall()
+        return (
+            sorted((SandboxRecord.from_json(json.loads(d), c) for d, c in pods), key=lambda r: r.created_at),
+            sorted((ContainerRecord.from_json(json.loads(d), c) for d, c in containers), key=lambda r: r.created_at),
+        )
+
+    def save(self, record: Record, intents: Iterable[Entry] = ()) -> None:
+        """Write a record and, in the same transaction, what is about to be made for it."""
+        row = (record.id, json.dumps(record.to_json()), record.config.SerializeToString(deterministic=True))
+        with self._lock, self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(f"INSERT OR REPLACE INTO {_table(record)} VALUES (?, ?, ?)", row)  # noqa: S608 # two constants
+            self._insert(record.id, intents)
+
+    def intend(self, owner: str, intents: Iterable[Entry]) -> None:
+        """Write what is about to be made for an owner."""
+        with self._lock, self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._insert(owner, intents)
+
+    def forget(self, record: Record) -> None:
+        """Delete a record; its ledger entries stay until each is undone."""
+        with self._lock, self._connection:
+            self._connection.execute(f"DELETE FROM {_table(record)} WHERE id = ?", (record.id,))  # noqa: S608 # two constants
+
+    def entries(self, owner: str) -> list[Entry]:
+        """Return an owner's entries, last made first: the order in which to undo them."""
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT kind, data, owner, seq FROM ledger WHERE owner = ? ORDER BY seq DESC", (owner,)
+            ).fetchall()
+        return [Entry(kind, json.loads(data), holder, seq) for kind, data, holder, seq in rows]
+
+    def owners(self) -> set[str]:
+        """Return everything that owns ledger entries."""
+        with self._lock:
+            return {row[0] for row in self._connection.execute("SELECT DISTINCT owner FROM ledger")}
+
+    def amend(self, owner: str, kind: str, data: dict[str, Any]) -> None:
+        """Replace what is written about an owner's only entry of a kind."""
+        with self._lock, self._connection:
+            self._connection.execute(
+                "UPDATE ledger SET data = ? WHERE owner = ? AND kind = ?", (json.dumps(data), owner, kind)
+            )
+
+    def undone(self, entries: Iterable[Entry]) -> None:
+        """Delete entries whose things are gone."""
+        with self._lock, self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany("DELETE FROM ledger WHERE seq = ?", [(e.seq,) for e in entries])
+
+    def _insert(self, owner: str, intents: Iterable[Entry]) -> None:
+        rows = [(owner, e.kind, json.dumps(e.data)) for e in intents]
+        self._connection.executemany("INSERT INTO ledger (owner, kind, data) VALUES (?, ?, ?)", rows)
+
+
+def _table(record: Record) -> str:
+    return "sandboxes" if isinstance(record, SandboxRecord) else "containers"
