@@ -1,0 +1,134 @@
+"""Garbage: what no image, container or pull needs goes away, in the background, never in a pull's way."""
+
+import logging
+import threading
+import time
+from functools import partial
+
+from bulkhead.errors import BulkheadError
+from bulkhead.metrics import ERRORS
+from image_svc import telemetry
+from image_svc.ingest import Content
+from image_svc.leases import Leases
+from image_svc.snapshots import Snapshotter
+from image_svc.store import Snapshot, Store
+from image_svc.unpack.client import UnpackClient
+
+logger = logging.getLogger(__name__)
+
+#: Seconds a partial download that nobody continues is kept for the next try.
+PARTIAL_AGE = 24 * 3600.0
+#: Seconds between collections that nothing asked for.
+PERIOD = 3600.0
+
+
+class Collector:
+    """Collects when asked to (`kick`) and now and then; one collection at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        content: Content,
+        client: UnpackClient,
+        leases: Leases,
+        *,
+        discard_unpacked_layers: bool = False,
+    ) -> None:
+        self._store = store
+        self._content = content
+        self._client = client
+        self._leases = leases
+        self._discard = discard_unpacked_layers
+        self._mark = store.last_name()
+        self._wanted = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gc", daemon=True)
+
+    def start(self) -> None:
+        """Begin to collect in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the step under way."""
+        self._stopped.set()
+        self._wanted.set()
+        self._thread.join(timeout=5.0)
+
+    def kick(self) -> None:
+        """Ask for a collection soon."""
+        self._wanted.set()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._wanted.wait(PERIOD)
+            self._wanted.clear()
+            if self._stopped.is_set():
+                return
+            try:
+                self.collect()
+            except Exception:  # the next collection finds what this one left
+                ERRORS.labels("image_gc").inc()
+                logger.exception("collection failed")
+
+    def collect(self) -> None:
+        """Remove unused layers, then unused blobs, then partial downloads that were given up long ago."""
+        for layer in self._store.unused_layers():
+            if self._stopped.is_set():
+                return
+            if self._leases.unless_claimed(layer.chain_id, partial(self._store.remove_layer, layer.chain_id)):
+                self._remove(str(layer.name), "layer")
+        for digest in self._store.unused_blobs(discard_layers=self._discard):
+            if self._stopped.is_set():
+                return
+            self._leases.unless_claimed(digest, partial(self._drop_blob, digest))
+        self._collect_partials()
+
+    def _drop_blob(self, digest: str) -> None:
+        self._store.remove_blobs([digest])
+        self._content.remove(digest)
+        telemetry.REMOVED.labels("blob").inc()
+
+    def _collect_partials(self) -> None:
+        for entry in self._content.partials():
+            digest = entry.name.replace("-", ":", 1)
+            try:
+                old = time.time() - entry.stat().st_mtime > PARTIAL_AGE
+            except FileNotFoundError:
+                continue
+            if old and self._leases.unless_claimed(digest, partial(self._content.drop_partial, digest)):
+                telemetry.REMOVED.labels("partial").inc()
+
+    def _remove(self, name: str, kind: str) -> None:
+        try:
+            self._client.remove(name)
+            telemetry.REMOVED.labels(kind).inc()
+        except BulkheadError as error:
+            logger.warning("%s directory %s is left to the next start: %s", kind, name, error)
+
+    def recover_blobs(self) -> None:
+        """Make records and blobs agree after a crash; nothing else may run yet."""
+        recorded = self._store.blobs()
+        for digest in set(self._content.digests()) - recorded:
+            self._content.remove(digest)
+            telemetry.REMOVED.labels("blob").inc()
+        self._store.remove_blobs([digest for digest in recorded if not self._content.has(digest)])
+
+    def recover_directories(self) -> None:
+        """Remove snapshot directories without a record, and forget layers whose directory is gone or unfinished.
+
+        Directories of pulls that began since the start have names above the mark and are left alone.
+        """
+        found = dict(self._client.list())
+        used = self._store.names_in_use()
+        for name in found:
+            if int(name) <= self._mark and int(name) not in used:
+                self._remove(name, "snapshot")
+        whole = {int(name) for name, complete in found.items() if complete}
+        for image_id in self._store.forget_lost_layers(whole, self._mark):
+            logger.error("image %s has lost a layer and must be pulled again", image_id)
+
+
+def remove_snapshot(store: Store, snapshotter: Snapshotter, snapshot: Snapshot) -> None:
+    """Remove a container's snapshot: directory first, so that a crash leaves a record to act on."""
+    snapshotter.remove(str(snapshot.name))
+    store.remove_snapshot(snapshot.key)

@@ -1,0 +1,55 @@
+"""Media types of the two manifest families, and what a layer's type says about its bytes."""
+
+from dataclasses import dataclass
+
+from bulkhead.errors import FailedPrecondition
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+
+INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
+MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+# Docker before 1.11 pushed configurations as plain bytes.
+CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG, "application/octet-stream"})
+ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*"))
+
+_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"
+_ENCRYPTED = "+encrypted"
+_LAYERS = {
+    "application/vnd.oci.image.layer.v1.tar": "",
+    "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
+    "application/vnd.docker.image.rootfs.diff.tar": "",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": "gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd": "zstd",
+}
+_FOREIGN = ("application/vnd.docker.image.rootfs.foreign.", "application/vnd.oci.image.layer.nondistributable.")
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """How a layer's tar is wrapped."""
+
+    #: "gzip", "zstd" or "" for a plain tar.
+    compression: str
+    encrypted: bool
+
+
+def layer_kind(media_type: str, where: str) -> LayerKind:
+    """Return what a layer's media type promises; FailedPrecondition names a type that cannot be run."""
+    base = media_type.removesuffix(_ENCRYPTED)
+    if base in _LAYERS:
+        return LayerKind(_LAYERS[base], base != media_type)
+    if base.startswith(_FOREIGN):
+        raise FailedPrecondition(f"{where}: foreign layers ({media_type}) are not fetched: they lie at other servers")
+    raise FailedPrecondition(f"{where}: unknown layer media type {media_type!r}")
+
+
+def check_not_schema_1(media_type: str, version: object, where: str) -> None:
+    """Refuse Docker's first manifest format by its name."""
+    if media_type.startswith(_SCHEMA_1) or version == 1:
+        raise FailedPrecondition(f"{where}: Docker image manifest schema 1 is not supported; push the image anew")

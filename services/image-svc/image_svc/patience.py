@@ -1,0 +1,89 @@
+"""How long an operation may go on: a deadline and a way to call it off from another thread."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TypeVar
+
+from bulkhead.errors import Cancelled, DeadlineExceeded
+
+T = TypeVar("T")
+
+
+class Patience:
+    """The time one operation has left, and whether anybody still wants its result.
+
+    Threads that block in a system call register a way to be woken (`interruptible`).
+    """
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self._until = time.monotonic() + seconds
+        self._seconds = seconds
+        self._what = what
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._wakers: set[Callable[[], None]] = set()
+
+    def cancel(self) -> None:
+        """Call the operation off and wake its blocked threads; a second call does nothing."""
+        with self._lock:
+            if self._cancelled.is_set():
+                return
+            self._cancelled.set()
+            wakers = list(self._wakers)
+        for wake in wakers:
+            wake()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was called off."""
+        return self._cancelled.is_set()
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline, never below 0."""
+        return max(self._until - time.monotonic(), 0.0)
+
+    def check(self) -> None:
+        """Raise Cancelled or DeadlineExceeded if there is no point in going on."""
+        if self._cancelled.is_set():
+            raise Cancelled(f"{self._what} was cancelled")
+        if self.left <= 0:
+            raise DeadlineExceeded(f"{self._what} did not finish within {self._seconds:g} s")
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, and raise as `check` does if it was called off meanwhile or the wait outlasts the deadline."""
+        self.check()
+        if seconds >= self.left:
+            raise DeadlineExceeded(f"{self._what}: a wait of {seconds:.0f} s outlasts its limit of {self._seconds:g} s")
+        self._cancelled.wait(seconds)
+        self.check()
+
+    def wait(self, future: Future[T]) -> T:
+        """Return what another thread comes up with, or raise as `check` does, whichever is first."""
+        wake = threading.Event()
+        future.add_done_callback(lambda _: wake.set())
+        with self.interruptible(wake.set):
+            wake.wait(self.left)
+        if not future.done():
+            self.check()
+        return future.result(timeout=0)
+
+    def acquire(self, semaphore: threading.Semaphore) -> None:
+        """Take a semaphore, or raise as `check` does."""
+        while not semaphore.acquire(timeout=0.2):
+            self.check()
+
+    @contextmanager
+    def interruptible(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Have `wake` called, from another thread, if the operation is called off during the block."""
+        with self._lock:
+            self._wakers.add(wake)
+        try:
+            self.check()
+            yield
+        finally:
+            with self._lock:
+                self._wakers.discard(wake)

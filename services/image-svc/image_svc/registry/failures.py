@@ -1,0 +1,104 @@
+"""What went wrong at a host, and whether asking again can help."""
+
+import email.utils
+import json
+import ssl
+import time
+
+import httpx
+
+from bulkhead.errors import (
+    BulkheadError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+from image_svc.registry.credentials import Credentials
+
+#: The CRI's code word for a registry that cannot be reached (k8s.io/cri-api/pkg/errors, ErrRegistryUnavailable).
+UNAVAILABLE = "RegistryUnavailable"
+
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+_KINDS: dict[int, type[BulkheadError]] = {
+    400: FailedPrecondition,
+    401: Unauthenticated,
+    403: PermissionDenied,
+    404: NotFound,
+    408: DeadlineExceeded,
+    429: ResourceExhausted,
+}
+
+
+class HostFailure(Exception):
+    """One host did not do what was asked; `error` is what the caller of the pull would be told."""
+
+    def __init__(self, error: BulkheadError, *, retry: bool = False, after: float = 0.0) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.retry = retry
+        #: Seconds that the host asked to be left alone.
+        self.after = after
+
+
+def from_response(response: httpx.Response, what: str, host: str, credentials: Credentials) -> HostFailure:
+    """Turn an HTTP error status into a failure; the registry's own words are quoted without our secrets."""
+    status = response.status_code
+    words = credentials.redact(_words(response))
+    text = f"{what}: {host} answered {status} {response.reason_phrase}{f' ({words})' if words else ''}"
+    kind = _KINDS.get(status, FailedPrecondition if status < 500 else Unavailable)
+    if kind is Unavailable:
+        text = f"{UNAVAILABLE}: {text}"
+    return HostFailure(kind(text), retry=status in _RETRIED, after=_retry_after(response))
+
+
+def from_transport(error: Exception, what: str, host: str) -> HostFailure:
+    """Turn a connection that failed into a failure that may be tried again, certificates excepted."""
+    if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
+        return HostFailure(DeadlineExceeded(f"{what}: {host} sent nothing for too long"), retry=True)
+    reason = _reason(error)
+    certificate = isinstance(_root(error), ssl.SSLCertVerificationError)
+    return HostFailure(Unavailable(f"{UNAVAILABLE}: {what}: {host}: {reason}"), retry=not certificate)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx.ConnectTimeout):
+        return "no connection within the dial time-out"
+    root = _root(error)
+    text = str(root) or str(error) or type(root).__name__
+    return text if isinstance(root, OSError) else f"connection broken: {text}"
+
+
+def _root(error: BaseException) -> BaseException:
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return error
+
+
+def _words(response: httpx.Response) -> str:
+    """Return code and message of an OCI distribution error body, at most 300 characters on one line."""
+    try:
+        body = response.content
+    except httpx.ResponseNotRead:
+        return ""
+    try:
+        first = json.loads(body)["errors"][0]
+        text = ": ".join(str(first[key]) for key in ("code", "message") if first.get(key))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return ""
+    return "".join(c if c.isprintable() else " " for c in text)[:300]
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Return the seconds of a Retry-After header, which holds a number or a date (RFC 9110, section 10.2.3)."""
+    value = response.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return max(moment.timestamp() - time.time(), 0.0)

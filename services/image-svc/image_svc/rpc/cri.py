@@ -1,0 +1,146 @@
+"""The CRI's ImageService."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+
+from bulkhead import rpc
+from bulkhead.config.model import Config
+from bulkhead.errors import InvalidArgument
+from bulkhead.proto.runtime.v1 import api_pb2
+from bulkhead.proto.runtime.v1.api_pb2_grpc import ImageServiceServicer
+from image_svc.catalogue import Catalogue
+from image_svc.gc import Collector
+from image_svc.ingest import Content
+from image_svc.patience import Patience
+from image_svc.pull import Puller
+from image_svc.store import Image, Store
+from image_svc.usage import ContainerUsage
+
+#: Images in one message of StreamImages.
+_BATCH = 500
+
+
+class CriImages(ImageServiceServicer):
+    """Serves images to the kubelet."""
+
+    def __init__(
+        self,
+        config: Config,
+        catalogue: Catalogue,
+        puller: Puller,
+        store: Store,
+        content: Content,
+        collector: Collector,
+        usage: ContainerUsage,
+    ) -> None:
+        self._config = config
+        self._catalogue = catalogue
+        self._puller = puller
+        self._store = store
+        self._content = content
+        self._collector = collector
+        self._usage = usage
+
+    def ListImages(
+        self, request: api_pb2.ListImagesRequest, context: grpc.ServicerContext
+    ) -> api_pb2.ListImagesResponse:
+        """List every image, or the one that the filter names."""
+        return api_pb2.ListImagesResponse(images=self._filtered(request.filter))
+
+    def StreamImages(
+        self, request: api_pb2.StreamImagesRequest, context: grpc.ServicerContext
+    ) -> Iterator[api_pb2.StreamImagesResponse]:
+        """List images in messages of a bounded size."""
+        images = self._filtered(request.filter)
+        for start in range(0, len(images), _BATCH):
+            yield api_pb2.StreamImagesResponse(images=images[start : start + _BATCH])
+
+    def _filtered(self, wanted: api_pb2.ImageFilter) -> list[api_pb2.Image]:
+        if not wanted.image.image:
+            return self._catalogue.messages()
+        found = self._catalogue.try_find(wanted.image.image)
+        return [self._catalogue.message(found)] if found else []
+
+    def ImageStatus(
+        self, request: api_pb2.ImageStatusRequest, context: grpc.ServicerContext
+    ) -> api_pb2.ImageStatusResponse:
+        """Describe one image.
+
+        CRI: "If the image is not present, returns a response with ImageStatusResponse.Image set to nil".
+        """
+        found = self._catalogue.try_find(_named(request.image))
+        if found is None:
+            return api_pb2.ImageStatusResponse()
+        response = api_pb2.ImageStatusResponse(image=self._catalogue.message(found))
+        if request.verbose:
+            response.info["info"] = self._verbose(found)
+        return response
+
+    def _verbose(self, image: Image) -> str:
+        """Return what crictl inspecti shows: chain id and the image's configuration, under containerd's names."""
+        spec = json.loads(self._content.read(image.id))
+        info = {
+            "chainID": image.chain_id,
+            "imageSpec": spec,
+            "manifests": sorted(set(image.manifests.values())),
+            "encrypted": bool(image.encrypted),
+        }
+        return json.dumps(info)
+
+    @rpc.long_call
+    def PullImage(self, request: api_pb2.PullImageRequest, context: grpc.ServicerContext) -> api_pb2.PullImageResponse:
+        """Pull an image and return its id; the pull ends when the caller hangs up."""
+        image = _named(request.image)
+        limit = rpc.remaining(context, self._config.bulkhead.pull_timeout)
+        patience = Patience(limit, f"pull of {image}")
+        if not context.add_callback(patience.cancel):
+            patience.cancel()
+        auth = request.auth if request.HasField("auth") else None
+        metadata = request.sandbox_config.metadata
+        pod = f"{metadata.namespace}/{metadata.name}" if metadata.name else ""
+        image_id = self._puller.pull(image, auth, patience, pod)
+        self._collector.kick()
+        return api_pb2.PullImageResponse(image_ref=image_id)
+
+    def RemoveImage(
+        self, request: api_pb2.RemoveImageRequest, context: grpc.ServicerContext
+    ) -> api_pb2.RemoveImageResponse:
+        """Remove an image with all its names.
+
+        CRI: "This call is idempotent, and must not return an error if the image has already been removed".
+        """
+        found = self._catalogue.try_find(_named(request.image))
+        if found is not None:
+            self._store.remove_names(found.names)
+            self._collector.kick()
+        return api_pb2.RemoveImageResponse()
+
+    def ImageFsInfo(
+        self, request: api_pb2.ImageFsInfoRequest, context: grpc.ServicerContext
+    ) -> api_pb2.ImageFsInfoResponse:
+        """Say how much images (blobs and unpacked layers) and containers (writable layers) take."""
+        now = time.time_ns()
+        used, inodes = self._store.usage()
+        writable = self._usage.total()
+        images = _filesystem(now, self._config.root, used, inodes)
+        containers = _filesystem(now, self._config.root, writable.bytes, writable.inodes)
+        return api_pb2.ImageFsInfoResponse(image_filesystems=[images], container_filesystems=[containers])
+
+
+def _named(image: api_pb2.ImageSpec) -> str:
+    if not image.image:
+        raise InvalidArgument("image.image is empty; expected a name or an id")
+    return image.image
+
+
+def _filesystem(now: int, root: Path, used: int, inodes: int) -> api_pb2.FilesystemUsage:
+    return api_pb2.FilesystemUsage(
+        timestamp=now,
+        fs_id=api_pb2.FilesystemIdentifier(mountpoint=str(root)),
+        used_bytes=api_pb2.UInt64Value(value=used),
+        inodes_used=api_pb2.UInt64Value(value=inodes),
+    )

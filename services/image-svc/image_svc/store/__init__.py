@@ -1,0 +1,6 @@
+"""What image-svc knows about images, in SQLite, and the read model that answers lists from memory."""
+
+from image_svc.store.database import Store
+from image_svc.store.model import Image, Layer, NewImage, NewLayer, Snapshot, StoredLayer
+
+__all__ = ["Image", "Layer", "NewImage", "NewLayer", "Snapshot", "Store", "StoredLayer"]

@@ -1,0 +1,273 @@
+"""The store: transactions over images.db. Nothing is written here before its bytes are durable on disk."""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from image_svc.store.model import Layer, NewImage, NewLayer, Snapshot, StoredLayer
+from image_svc.store.schema import open_database
+
+
+class Store:
+    """Images, their layers and containers' snapshots; safe to share between threads.
+
+    `generation` changes with every change that lists of images can show.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._connection = open_database(str(path))
+        self._lock = threading.RLock()
+        self.generation = 0
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _read(self, statement: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        with self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    # Names of snapshot directories
+
+    def new_names(self, count: int) -> list[int]:
+        """Return numbers that no snapshot has had or will have again."""
+        with self._change() as db:
+            row = db.execute("UPDATE counters SET last_name = last_name + ? RETURNING last_name", (count,)).fetchone()
+        last = int(row[0])
+        return list(range(last - count + 1, last + 1))
+
+    def last_name(self) -> int:
+        """Return the number handed out last."""
+        return int(str(self._read("SELECT last_name FROM counters")[0][0]))
+
+    # Images
+
+    def add_image(self, image: NewImage) -> None:
+        """Record a complete image and point its names at it, in one transaction."""
+        chain_id = image.layers[-1].chain_id if image.layers else ""
+        with self._change() as db:
+            db.execute(
+                "INSERT INTO images VALUES (?,?,?,?) ON CONFLICT (id) DO UPDATE SET pulled_at = excluded.pulled_at",
+                (image.id, chain_id, image.user, time.time_ns()),
+            )
+            db.execute(
+                "INSERT INTO manifests VALUES (?,?,?,?,?) ON CONFLICT DO NOTHING",
+                (image.manifest, image.id, image.media_type, image.size, image.encrypted),
+            )
+            db.executemany(
+                "INSERT INTO manifest_layers VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+                [
+                    (
+                        image.manifest,
+                        n,
+                        e.digest,
+                        e.media_type,
+                        e.size,
+                        e.diff_id,
+                        e.chain_id,
+                        json.dumps(e.annotations),
+                    )
+                    for n, e in enumerate(image.layers)
+                ],
+            )
+            db.executemany(
+                "INSERT INTO names VALUES (?,?,?)"
+                " ON CONFLICT (name) DO UPDATE SET manifest = excluded.manifest, target = excluded.target",
+                [(name, image.manifest, image.target) for name in image.names],
+            )
+            self._drop_nameless(db)
+            self.generation += 1
+
+    def remove_names(self, names: Iterable[str]) -> None:
+        """Forget names, and the manifests and images that have none left; unknown names are success."""
+        with self._change() as db:
+            db.executemany("DELETE FROM names WHERE name = ?", [(name,) for name in names])
+            self._drop_nameless(db)
+            self.generation += 1
+
+    def _drop_nameless(self, db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM manifests WHERE digest NOT IN (SELECT manifest FROM names)")
+        db.execute("DELETE FROM images WHERE id NOT IN (SELECT image_id FROM manifests)")
+
+    def image_rows(self) -> list[tuple[str, str, str, str, int, bool, str]]:
+        """Return id, chain id, user, manifest, size, encrypted and name, a row for each name, oldest image first."""
+        rows = self._read(
+            "SELECT i.id, i.chain_id, i.user, m.digest, m.size, m.encrypted, n.name"
+            " FROM images i JOIN manifests m ON m.image_id = i.id JOIN names n ON n.manifest = m.digest"
+            " ORDER BY i.pulled_at, i.id, n.name"
+        )
+        return [(str(a), str(b), str(c), str(d), int(str(e)), bool(f), str(g)) for a, b, c, d, e, f, g in rows]
+
+    def manifest_layers(self, manifest: str) -> list[Layer]:
+        """Return the layers of a manifest, base first."""
+        rows = self._read(
+            "SELECT digest, media_type, size, diff_id, chain_id, annotations FROM manifest_layers"
+            " WHERE manifest = ? ORDER BY position",
+            (manifest,),
+        )
+        return [Layer(str(a), str(b), int(str(c)), str(d), str(e), json.loads(str(f))) for a, b, c, d, e, f in rows]
+
+    def manifest_of(self, target: str) -> tuple[str, str] | None:
+        """Return manifest and image id that an index or manifest digest once resolved to here, if still known."""
+        rows = self._read(
+            "SELECT m.digest, m.image_id FROM manifests m LEFT JOIN names n ON n.manifest = m.digest"
+            " WHERE n.target = ?1 OR m.digest = ?1 LIMIT 1",
+            (target,),
+        )
+        return (str(rows[0][0]), str(rows[0][1])) if rows else None
+
+    # Layers
+
+    def add_layers(self, layers: Sequence[NewLayer]) -> set[int]:
+        """Record unpacked layers and return the names that count; a chain that another pull recorded first stays."""
+        with self._change() as db:
+            db.executemany(
+                "INSERT INTO layers VALUES (?,?,?,?,?,?) ON CONFLICT (chain_id) DO NOTHING",
+                [(e.chain_id, e.parent, e.diff_id, e.name, e.bytes, e.inodes) for e in layers],
+            )
+            marks = ",".join("?" * len(layers))
+            rows = db.execute(
+                f"SELECT name FROM layers WHERE name IN ({marks})",  # noqa: S608 # question marks only
+                [e.name for e in layers],
+            )
+            return {int(name) for (name,) in rows}
+
+    def layer(self, chain_id: str) -> StoredLayer | None:
+        """Return an unpacked layer."""
+        rows = self._read("SELECT chain_id, parent, name FROM layers WHERE chain_id = ?", (chain_id,))
+        return StoredLayer(str(rows[0][0]), str(rows[0][1]), int(str(rows[0][2]))) if rows else None
+
+    def chain(self, chain_id: str) -> list[int] | None:
+        """Return the snapshot names of a chain, base first; None if a layer of it is missing."""
+        names: list[int] = []
+        while chain_id:
+            found = self.layer(chain_id)
+            if found is None:
+                return None
+            names.append(found.name)
+            chain_id = found.parent
+        return names[::-1]
+
+    # Containers' snapshots
+
+    def add_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """Record a container's snapshot before it is made; return the one recorded under that key, maybe earlier."""
+        with self._change() as db:
+            db.execute(
+                "INSERT INTO snapshots VALUES (?,?,?,?,?,?,?) ON CONFLICT (key) DO NOTHING",
+                (*vars(snapshot).values(), time.time_ns()),
+            )
+        found = self.snapshot(snapshot.key)
+        return found or snapshot
+
+    def snapshot(self, key: str) -> Snapshot | None:
+        """Return the snapshot of a container."""
+        return next((each for each in self.snapshots() if each.key == key), None)
+
+    def snapshots(self, before: int | None = None) -> list[Snapshot]:
+        """Return all snapshots, or those recorded before a time in nanoseconds."""
+        rows = self._read(
+            "SELECT key, name, snapshotter, image_id, manifest, chain_id FROM snapshots WHERE created_at < ?",
+            (before if before is not None else 2**62,),
+        )
+        return [Snapshot(str(a), int(str(b)), str(c), str(d), str(e), str(f)) for a, b, c, d, e, f in rows]
+
+    def remove_snapshot(self, key: str) -> None:
+        """Forget a container's snapshot; an unknown key is success."""
+        with self._change() as db:
+            db.execute("DELETE FROM snapshots WHERE key = ?", (key,))
+
+    # Blobs
+
+    def add_blob(self, digest: str, size: int) -> None:
+        """Record a blob whose bytes are durable."""
+        with self._change() as db:
+            db.execute("INSERT INTO blobs VALUES (?,?) ON CONFLICT DO NOTHING", (digest, size))
+
+    def add_blobs(self, blobs: Iterable[tuple[str, int]]) -> None:
+        """Record blobs, each digest and size, whose bytes are durable."""
+        with self._change() as db:
+            db.executemany("INSERT INTO blobs VALUES (?,?) ON CONFLICT DO NOTHING", list(blobs))
+
+    def usage(self) -> tuple[int, int]:
+        """Return bytes and inodes of all blobs and unpacked layers."""
+        rows = self._read(
+            "SELECT (SELECT coalesce(sum(size), 0) FROM blobs) + (SELECT coalesce(sum(bytes), 0) FROM layers),"
+            " (SELECT count(*) FROM blobs) + (SELECT coalesce(sum(inodes), 0) FROM layers)"
+        )
+        return int(str(rows[0][0])), int(str(rows[0][1]))
+
+    # Garbage
+
+    def unused_layers(self) -> list[StoredLayer]:
+        """Return the layers that no image and no container's snapshot needs, topmost first."""
+        rows = self._read(
+            "WITH RECURSIVE used(chain_id) AS ("
+            " SELECT chain_id FROM manifest_layers UNION SELECT chain_id FROM snapshots"
+            " UNION SELECT l.parent FROM layers l JOIN used u ON l.chain_id = u.chain_id WHERE l.parent <> ''"
+            ") SELECT chain_id, parent, name FROM layers WHERE chain_id NOT IN (SELECT chain_id FROM used)"
+            " ORDER BY name DESC"
+        )
+        return [StoredLayer(str(a), str(b), int(str(c))) for a, b, c in rows]
+
+    def forget_lost_layers(self, whole: set[int], mark: int) -> list[str]:
+        """Forget layers with names up to `mark` whose directory is not whole, and the images built on them.
+
+        Returns the ids of those images.
+        """
+        with self._change() as db:
+            rows = db.execute("SELECT chain_id, name FROM layers WHERE name <= ?", (mark,)).fetchall()
+            lost = [row for row in rows if row[1] not in whole]
+            images: set[str] = set()
+            for chain_id, _ in lost:
+                hit = "SELECT m.digest, m.image_id FROM manifests m JOIN manifest_layers l ON l.manifest = m.digest"
+                for manifest, image_id in db.execute(f"{hit} WHERE l.chain_id = ?", (chain_id,)).fetchall():
+                    images.add(str(image_id))
+                    db.execute("DELETE FROM names WHERE manifest = ?", (manifest,))
+                db.execute("DELETE FROM layers WHERE chain_id = ?", (chain_id,))
+            self._drop_nameless(db)
+            self.generation += 1
+        return sorted(images)
+
+    def remove_layer(self, chain_id: str) -> None:
+        """Forget an unpacked layer."""
+        with self._change() as db:
+            db.execute("DELETE FROM layers WHERE chain_id = ?", (chain_id,))
+
+    def unused_blobs(self, *, discard_layers: bool = False) -> list[str]:
+        """Return the blobs that no image needs; with `discard_layers` those of unpacked layers are not needed."""
+        needed = "SELECT digest FROM manifests UNION SELECT id FROM images UNION SELECT target FROM names"
+        if not discard_layers:
+            needed += " UNION SELECT digest FROM manifest_layers"
+        rows = self._read(f"SELECT digest FROM blobs EXCEPT SELECT * FROM ({needed})")  # noqa: S608 # no values
+        return [str(digest) for (digest,) in rows]
+
+    def blobs(self) -> set[str]:
+        """Return every recorded blob."""
+        return {str(digest) for (digest,) in self._read("SELECT digest FROM blobs")}
+
+    def remove_blobs(self, digests: Iterable[str]) -> None:
+        """Forget blobs."""
+        with self._change() as db:
+            db.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest in digests])
+
+    def names_in_use(self) -> set[int]:
+        """Return the snapshot names of all layers and containers."""
+        rows = self._read("SELECT name FROM layers UNION ALL SELECT name FROM snapshots")
+        return {int(str(name)) for (name,) in rows}
