@@ -80,10 +80,11 @@ class Channel:
         """Whether more waits here than there is room for."""
         return self._size > ROOM
 
-    async def taken(self) -> None:
-        """Wait until the session has read something."""
-        self._taken.clear()
-        await self._taken.wait()
+    async def room(self) -> None:
+        """Wait until the session has read so much that there is room."""
+        while self.full:
+            self._taken.clear()
+            await self._taken.wait()
 
     def feed(self, data: bytes) -> None:
         """Add received bytes."""

@@ -60,10 +60,12 @@ class Multiplexer(ABC):
 
     async def _room(self, channel: Channel) -> None:
         """Wait for room, looking now and then for the hang-up that an unread connection would hide."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(channel.taken(), _LOOK)
-        if channel.full and self._wire.gone():
-            raise ConnectionResetError("the client hung up")
+        try:
+            async with asyncio.timeout(_LOOK):
+                await channel.room()
+        except TimeoutError:
+            if self._wire.gone():
+                raise ConnectionResetError("the client hung up") from None
 
     async def close(self) -> None:
         """Flush, say goodbye, wait a little for the client to close, then drop the connection.

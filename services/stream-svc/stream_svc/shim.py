@@ -110,8 +110,13 @@ class Session:
         """Hang up; a second call does nothing."""
         self._listener.cancel()
         self._fail(Unavailable(_GONE))
-        asyncio.get_running_loop().remove_reader(self._sock)
+        self._unwatch()
         self._sock.close()
+
+    def _unwatch(self) -> None:
+        # Before the socket is closed and never again after it: its number may be another's by then.
+        if self._sock.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._sock)
 
     async def _ask(self, key: str, message: dict[str, Any], limit: float) -> tuple[dict[str, Any], list[int]]:
         if self._listener.done():
@@ -164,7 +169,7 @@ class Session:
         except (OSError, BulkheadError) as error:
             self._fail(Unavailable(f"{_GONE}: {error}"))
         finally:
-            loop.remove_reader(self._sock)
+            self._unwatch()
 
     def _accept(self, message: dict[str, Any], fds: list[int]) -> None:
         """Hand a message to whoever waits for it; descriptors that nobody waits for are closed."""
