@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import tarfile
+import tempfile
 import urllib.parse
 from dataclasses import dataclass, field
 from functools import cache
@@ -104,8 +105,12 @@ def pause_binary() -> bytes:
 @cache
 def compile_static(source: str) -> bytes:
     """Compile one C file to a static binary."""
-    command = ["gcc", "-Os", "-static", "-s", "-Wl,--build-id=none", "-xc", "-", "-o", "/dev/stdout"]
-    return subprocess.run(command, input=source.encode(), check=True, capture_output=True, timeout=120).stdout
+    # Not to /dev/stdout: the linker replaces the symlink of that name by its output.
+    with tempfile.TemporaryDirectory() as directory:
+        binary = Path(directory, "binary")
+        command = ["gcc", "-Os", "-static", "-s", "-Wl,--build-id=none", "-xc", "-", "-o", str(binary)]
+        subprocess.run(command, input=source.encode(), check=True, capture_output=True, timeout=120)
+        return binary.read_bytes()
 
 
 @cache
