@@ -35,10 +35,7 @@ class Runner:
         variables = _variables(planned.interface, attachment)
         result: Mapping[str, Any] | None = None
         for step, entry in _steps("ADD", planned):
-            if entry["type"] in planned.skipped:
-                continue
-            if self._is_loopback(entry):
-                result = result or _loopback_result(planned, attachment)
+            if entry["type"] in planned.skipped or self._is_loopback(entry):
                 continue
             given = _input(planned.conf, entry, attachment, result)
             result = plugin.run(step, self.directories, given, variables, deadline, self.limit)
@@ -146,7 +143,7 @@ def _input(
 
 
 def _loopback_result(planned: NetworkResult, attachment: Attachment) -> dict[str, Any]:
-    """Return what the loopback plugin answers."""
+    """Return what the loopback plugin answers: the result of a network that has no other."""
     interface = {"name": "lo", "mac": "00:00:00:00:00:00", "sandbox": attachment.netns}
     ips = [{"address": address, "interface": 0} for address in ("127.0.0.1/8", "::1/128")]
     return {"cniVersion": planned.conf["cniVersion"], "interfaces": [interface], "ips": ips}

@@ -5,6 +5,7 @@ appears, is replaced or mounted over as well as a changed file: no watch to lose
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -32,8 +33,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: How many ADDs run at once: more only make the plugins wait for each other (iptables lock, CPU). DEL is not limited.
-ADDS_AT_ONCE = 4
+#: How many ADDs run at once: more only make the plugins wait for each other (iptables' lock, processors). DEL is not
+#: limited: it waits for the kernel, not for processors.
+ADDS_AT_ONCE = min(max(os.cpu_count() or 2, 2), 4)
 #: How long the answer of the plugins' STATUS holds, and how long one network's may take, in seconds.
 STATUS_PERIOD = 5.0
 STATUS_LIMIT = 10.0

@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from bulkhead.errors import InvalidArgument, NotFound
+from sandbox_svc.cni import conf, template
+
+TEMPLATE = """{"cniVersion": "1.0.0", "name": "t", "plugins": [{"type": "bridge", "ipam": {"type": "host-local",
+"ranges": [{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}],
+"routes": [{{range $i, $route := .Routes}}{{if $i}}, {{end}}{"dst": "{{$route}}"}{{end}}]}}]}"""
+
+
+def plugins(directory: Path, *names: str) -> tuple[str]:
+    directory.mkdir(exist_ok=True)
+    for name in names:
+        (directory / name).touch(mode=0o755)
+    return (str(directory),)
+
+
+def test_the_template_is_filled_and_written(tmp_path: Path) -> None:
+    """The node's ranges and the default routes of their families reach the file, which then loads."""
+    source = tmp_path / "cni.template"
+    source.write_text(TEMPLATE)
+    path = template.write_from_template(source, tmp_path / "net.d", ["10.1.0.0/24", "fd01::/64"])
+    [network] = conf.load(path.parent, 1).networks
+    ipam = network["plugins"][0]["ipam"]
+    assert ipam["ranges"] == [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd01::/64"}]]
+    assert ipam["routes"] == [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("text", "cidrs", "reason"),
+    [
+        ("{{.Nope}}", ["10.1.0.0/24"], "line 1: no field .Nope"),
+        ("{{.PodCIDR}}", ["10.1.0.0/24"], "not JSON"),
+        (TEMPLATE, ["10.1.0.0/99"], "pod CIDR"),
+        (TEMPLATE, [], "no pod CIDR"),
+    ],
+)
+def test_a_bad_template_is_named_and_nothing_written(tmp_path: Path, text: str, cidrs: list[str], reason: str) -> None:
+    """The error has the template's path and the reason; the configuration directory stays as it was."""
+    source = tmp_path / "cni.template"
+    source.write_text(text)
+    with pytest.raises(InvalidArgument) as caught:
+        template.write_from_template(source, tmp_path / "net.d", cidrs)
+    assert str(source) in str(caught.value)
+    assert reason in str(caught.value)
+    assert not (tmp_path / "net.d").exists()
+
+
+def test_routes_follow_the_families() -> None:
+    """Each family among the ranges gets one default route, IPv4 first."""
+    assert template.default_routes(["fd00::/64", "10.0.0.0/8", "10.1.0.0/16"]) == ["0.0.0.0/0", "::/0"]
+    assert template.default_routes(["fd00::/64"]) == ["::/0"]
+
+
+def test_the_default_network_is_written_once(tmp_path: Path) -> None:
+    """A node without configuration gets the bridge; one that has any file is left alone."""
+    bins = plugins(tmp_path / "bin", "bridge", "host-local", "portmap")
+    path = template.write_default(tmp_path / "net.d", bins, ["10.1.0.0/24"])
+    assert path == tmp_path / "net.d" / template.DEFAULT_FILE
+    [network] = conf.load(tmp_path / "net.d", 1).networks
+    assert [plugin["type"] for plugin in network["plugins"]] == ["bridge", "portmap"]
+    assert template.write_default(tmp_path / "net.d", bins) is None
+
+
+def test_the_default_network_needs_its_plugins(tmp_path: Path) -> None:
+    """Missing plugins are named; without portmap the network does without host ports."""
+    with pytest.raises(NotFound, match="bridge, host-local"):
+        template.write_default(tmp_path / "net.d", plugins(tmp_path / "none"))
+    path = template.write_default(tmp_path / "net.d", plugins(tmp_path / "bin", "bridge", "host-local"), ["fd00::/64"])
+    assert path
+    assert [plugin["type"] for plugin in json.loads(path.read_text())["plugins"]] == ["bridge"]
