@@ -135,7 +135,7 @@ def busybox_layer() -> bytes:
     applets = subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True, timeout=10).stdout
     for applet in applets.split():
         if applet not in ("busybox", "su"):
-            layer.hardlink(f"bin/{applet}", "bin/busybox")
+            layer.add(f"bin/{applet}", tarfile.LNKTYPE, mode=0o755, linkname="bin/busybox")
     return layer.tar()
 
 
