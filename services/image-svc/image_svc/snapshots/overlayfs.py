@@ -16,7 +16,7 @@ class Overlayfs:
     """Plans overlay mounts over `<directory>/<name>/fs`.
 
     Paths in the options are absolute, as other mounters expect. About 80 layers fit into the 4096 bytes of
-    mount(2); beyond that the mounter must change into the directory they share (bulkhead.overlay.compact).
+    mount(2); beyond that the mounter changes into the directory they share and shortens them, as containerd does.
     """
 
     name = "overlayfs"

@@ -1,5 +1,6 @@
 """The helper's one thread: takes orders, starts workers, and waits for whatever happens first."""
 
+import contextlib
 import logging
 import os
 import selectors
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Operations at a time; beyond that ResourceExhausted.
 MAX_JOBS = 64
+#: Seconds to wait at the end for workers that were killed.
+STOP_SECONDS = 3.0
 
 
 class Job:
@@ -246,10 +249,10 @@ class Server:
             workers.append(self._remover)
         for worker in workers:
             worker.kill()
-        for worker in workers:
-            try:
-                worker.collect()
-            except BulkheadError:
-                continue
+        patience = time.monotonic() + STOP_SECONDS
+        for worker in workers:  # one that waits for the disk is left to its parent-death signal
+            if worker.ended(max(patience - time.monotonic(), 0.0)):
+                with contextlib.suppress(BulkheadError):
+                    worker.collect()
         for connection in self._jobs:
             connection.close()

@@ -80,6 +80,8 @@ def entries(stream: Stream) -> Iterator[Entry]:
         if extra is not None:
             _amend(entry, extra)
             extra = None
+        if entry.kind in b"\x007":  # v7, which marks directories by a slash; "contiguous", which no system makes
+            entry.kind = DIRECTORY if kind == b"\0" and entry.name.endswith(b"/") else REGULAR
         if entry.kind in _WITHOUT_DATA:
             entry.size = 0
         yield entry
@@ -144,10 +146,6 @@ def _entry(block: bytes, kind: bytes, size: int, owner: tuple[int, int, int]) ->
         # xstar keeps two times in the last 24 bytes of the prefix and says so by "tar" at the very end.
         prefix = _text(block[345 : 476 if block[508:512] == b"tar\0" else 500])
         name = prefix + b"/" + name
-    if kind == b"\0":
-        kind = REGULAR if not name.endswith(b"/") else DIRECTORY
-    elif kind == b"7":  # "contiguous", which no system makes
-        kind = REGULAR
     seconds = _number(block[136:148], "mtime")
     special = kind in b"34"
     device = (_number(block[329:337], "device"), _number(block[337:345], "device")) if special else (0, 0)
@@ -163,16 +161,18 @@ def _entry(block: bytes, kind: bytes, size: int, owner: tuple[int, int, int]) ->
     )
 
 
-def _extend(extra: _Extra | None, kind: bytes, size: int, stream: Stream) -> _Extra:
-    extra = extra or _Extra()
+def _extend(extra: _Extra | None, kind: bytes, size: int, stream: Stream) -> _Extra | None:
     if not 0 <= size <= _SPECIAL_LIMIT:
         raise InvalidArgument(f"layer has an extension header of {size} bytes, at most {_SPECIAL_LIMIT} are allowed")
     data = stream.take(size)
+    if kind == b"g":
+        return extra
+    extra = extra or _Extra()
     if kind == b"L":
         extra.name = _text(data)
     elif kind == b"K":
         extra.link = _text(data)
-    elif kind == b"x":
+    else:
         _read_records(data, extra)
     return extra
 

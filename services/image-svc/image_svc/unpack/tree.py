@@ -15,17 +15,21 @@ from image_svc.unpack.tar import shown
 _REMEMBERED = 65_536
 #: Symbolic links followed within one path, as in the kernel (MAXSYMLINKS).
 _LINKS = 40
+#: Components a path may come to hold while its links are followed.
+_STEPS = 1024
 
 
 class Directory:
     """A directory of this layer."""
 
-    __slots__ = ("children", "depth", "handle", "live", "metadata", "name", "opaque", "parent")
+    __slots__ = ("children", "depth", "handle", "length", "live", "metadata", "name", "opaque", "parent")
 
     def __init__(self, name: bytes, parent: "Directory | None") -> None:
         self.name = name
         self.parent = parent
         self.depth: int = parent.depth + 1 if parent else 0
+        #: Bytes of the path.
+        self.length: int = parent.length + 1 + len(name) if parent else 0
         #: Subdirectories, and the targets of symbolic links; other files are not kept.
         self.children: dict[bytes, Directory | bytes] = {}
         #: Mode, uid, gid, mtime in nanoseconds and xattrs; None as long as no entry described it.
@@ -52,10 +56,12 @@ class Tree:
     `imply(parent, name)` makes one on disk that an entry's path takes for granted, and returns whether it is opaque.
     """
 
-    def __init__(self, imply: Callable[[Directory, bytes], bool], depth: int) -> None:
+    def __init__(self, imply: Callable[[Directory, bytes], bool], depth: int, length: int) -> None:
+        """Start with the root; paths have at most `depth` components and `length` bytes."""
         self.root = Directory(b"", None)
         self._imply = imply
         self._depth = depth
+        self._length = length
         self._known: dict[bytes, Directory] = {}
 
     def directory(self, path: bytes) -> Directory:
@@ -66,11 +72,7 @@ class Tree:
         known = self._known.get(path)
         if known is not None and known.live:
             return known
-        found = self._walk(path, self._make)
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
-        self._known[path] = found
-        return found
+        return self._walk(path, self._make)
 
     def find(self, path: bytes) -> Directory | None:
         """Return the directory at a path, or None if this layer has none there."""
@@ -87,6 +89,8 @@ class Tree:
         child = Directory(name, parent)
         if child.depth > self._depth:
             raise ResourceExhausted(f"path {shown(child.path())} is deeper than {self._depth} directories")
+        if child.length > self._length:
+            raise ResourceExhausted(f"path {shown(child.path())} is longer than {self._length} bytes")
         parent.children[name] = child
         return child
 
@@ -105,8 +109,6 @@ class Tree:
             directory.children = {}
 
     def _make(self, parent: Directory, name: bytes) -> Directory:
-        if parent.depth >= self._depth:
-            raise ResourceExhausted(f"path {shown(parent.path())} is deeper than {self._depth} directories")
         opaque = self._imply(parent, name)
         child = self.add(parent, name)
         child.opaque = opaque
@@ -134,11 +136,15 @@ class Tree:
                 here = missing(here, part)
             else:
                 links += 1
-                if links > _LINKS:
-                    raise InvalidArgument(f"path {shown(path)} goes through more than {_LINKS} symbolic links")
                 if child.startswith(b"/"):
                     here = self.root
                 todo.extend((step, True) for step in reversed(child.split(b"/")) if step not in (b"", b"."))
+                if links > _LINKS or len(todo) > _STEPS:
+                    raise InvalidArgument(f"path {shown(path)} goes through too many symbolic links")
+        if not links:  # a link may come to mean something else
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[path] = here
         return here
 
 

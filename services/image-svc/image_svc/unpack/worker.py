@@ -1,8 +1,10 @@
 """One confined process for one step: forked, locked in, run, and its answer read from a pipe once it is dead."""
 
 import contextlib
+import gc
 import json
 import os
+import select
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +47,10 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
+    def ended(self, timeout: float) -> bool:
+        """Tell whether it ends within so many seconds."""
+        return bool(select.select([self.pidfd], [], [], timeout)[0])
+
     def collect(self) -> dict[str, Any]:
         """Wait for its end and return its answer; its error is raised here, Internal if it left none."""
         _, status = os.waitpid(self.pid, 0)
@@ -81,6 +87,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
 def _run(step: Step, answer: int, parent: int) -> None:
     """Be the child: never returns."""
     try:
+        gc.disable()  # what a worker drops holds no cycles
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
