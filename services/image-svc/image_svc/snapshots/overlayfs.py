@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from bulkhead.errors import InvalidArgument
 from image_svc.snapshots.base import Mount, Prepared
 from image_svc.unpack import protocol
 from image_svc.unpack.client import UnpackClient, Usage
@@ -23,6 +24,10 @@ class Overlayfs:
 
     def __init__(self, directory: Path, client: UnpackClient, *, index_off: bool | None = None) -> None:
         """Plan for snapshots in `directory`; `index_off` None asks the kernel whether the option exists."""
+        if set(":,\\") & set(str(directory)):
+            raise InvalidArgument(
+                f"overlayfs cannot work in {directory}: its options have no room for `:`, `,` and `\\`"
+            )
         self._directory = directory
         self._client = client
         known = os.path.exists(INDEX_PARAMETER) if index_off is None else index_off
