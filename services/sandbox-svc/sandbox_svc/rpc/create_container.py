@@ -16,6 +16,7 @@ from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import pod_files, reserve, undo, validate
 from sandbox_svc.images import Image
 from sandbox_svc.node import Node
+from sandbox_svc.oci import apparmor_default
 from sandbox_svc.oci.model import ContainerInput, Json
 from sandbox_svc.oci.spec import container_spec, image_volumes, needed_directories
 from sandbox_svc.rootfs_users import read as rootfs_users
@@ -108,6 +109,8 @@ class _Creation:
             for path in needed_directories(request):
                 os.makedirs(path, mode=0o755, exist_ok=True)
             fill(image_volumes(request), prepared.mounts)
+            if node.facts.apparmor and not node.config.runtime.disable_apparmor:
+                apparmor_default.ensure_loaded(node.facts.host)
             spec = container_spec(request)
         self.step = "writing the bundle"
         self._log_directory()
