@@ -36,11 +36,9 @@ class Helper:
         self.operations = Operations(self.snapshots, Limits(entries=1000, seconds=60))
         self.steps: list[Step] = []
 
-    def run(
-        self, op: str, *answers: dict[str, Any] | BulkheadError, fds: list[int] | None = None, **fields: Any
-    ) -> Any:
+    def run(self, op: str, *answers: dict[str, Any] | BulkheadError, fds: tuple[int, ...] = (), **fields: Any) -> Any:
         """Return what the operation answers."""
-        running = self.operations.by_name[op](Request({"op": op, **fields}, fds or []))
+        running = self.operations.by_name[op](Request({"op": op, **fields}, list(fds)))
         waiting = list(answers)
         try:
             step = next(running)
