@@ -111,9 +111,11 @@ class Collector:
         return stats, found.processes or 0
 
     def _pod(self, source: PodSource, traffic: Sequence[network.Interface] | None) -> cri.PodSandboxStats:
-        now = time.time_ns()
+        containers = [self._container(container) for container in source.containers]
+        now = time.time_ns()  # after the containers, so that a pod never has used less than they have
         stats = cri.PodSandboxStats(attributes=source.attributes)
         linux = stats.linux
+        linux.containers.extend(one for one, _ in containers)
         found = usage.read(source.cgroup, self._root) if source.cgroup else usage.Usage()
         if found.cpu:
             self._fill_cpu(linux.cpu, source.id, found.cpu, now)
@@ -124,13 +126,9 @@ class Collector:
             _fill_stall(linux.io.psi, found.io_stall)
         if traffic is not None:
             _fill_network(linux.network, traffic, now)
-        processes = 0
-        for container in source.containers:
-            one, count = self._container(container)
-            linux.containers.append(one)
-            processes += count
+        counted = sum(processes for _, processes in containers)
         linux.process.timestamp = now
-        linux.process.process_count.value = processes if found.processes is None else found.processes
+        linux.process.process_count.value = counted if found.processes is None else found.processes
         return stats
 
     def _fill_cpu(self, message: cri.CpuUsage, identity: str, found: usage.Cpu, now: int) -> None:

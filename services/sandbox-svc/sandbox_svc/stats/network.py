@@ -1,8 +1,8 @@
 """Traffic counters of pods, by interface.
 
-Read from /proc/thread-self/net/dev by one thread that steps through the pods' namespaces: 0.1 ms a pod. A netlink
-dump says no more about counters, and pyroute2 needs 11 ms to open a namespace; /proc/<pid>/net/dev would save the
-step into the namespace, but a pid may be another process's by now, a pinned namespace cannot.
+Read from /proc/thread-self/net/dev by one thread that steps through the pods' namespaces: 0.02 ms a pod. A netlink
+dump says no more about counters, and costs 2 ms a pod and 21 MB through pyroute2. /proc/<pid>/net/dev would save the
+step into the namespace, but a pid may be another process's by now; a pinned namespace cannot.
 """
 
 import os
