@@ -1,0 +1,139 @@
+"""The OCI runtime's command line: runc, crun, and whatever has the same."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+
+from bulkhead.errors import BulkheadError, DeadlineExceeded, NotFound
+from bulkhead.proto.containerd.runc_options_pb2 import Options
+from sandbox_svc.shim import view
+from sandbox_svc.shim.loop import Future, Loop
+from sandbox_svc.shim.reaper import Exit, Reaper
+
+#: Where stock shims keep the runtime's state; the namespace is appended.
+DEFAULT_ROOT = "/run/containerd/runc"
+#: Seconds that one call of the runtime may take unless the caller says less.
+DEADLINE = 120.0
+
+_numbers = itertools.count()
+
+
+class RuntimeFailed(BulkheadError):
+    """The OCI runtime refused; the message is its own. Stock shims answer such errors with this code."""
+
+    code, name = 2, "UNKNOWN"
+
+
+class Runtime:
+    """One runtime binary with its options, as one container uses it."""
+
+    __slots__ = ("_cured", "_loop", "_null", "_reaper", "binary", "options", "root")
+
+    def __init__(self, loop: Loop, reaper: Reaper, null: int, options: Options, namespace: str) -> None:
+        self._loop, self._reaper, self._null = loop, reaper, null
+        self.binary = find_binary(options.binary_name)
+        self.root = os.path.join(options.root or DEFAULT_ROOT, namespace)
+        self.options = options
+        self._cured = view.needed(self.binary)
+
+    async def create(
+        self, ident: str, bundle: str, pid_file: str, stdio: Sequence[int], console: str, deadline: float
+    ) -> None:
+        """Make the container and leave its process waiting for `start`."""
+        arguments = ["create", "--bundle", bundle, "--pid-file", pid_file]
+        if console:
+            arguments += ["--console-socket", console]
+        if self.options.no_pivot_root:
+            arguments.append("--no-pivot")
+        if self.options.no_new_keyring:
+            arguments.append("--no-new-keyring")
+        await self.call([*arguments, ident], bundle, deadline, stdio)
+
+    async def start(self, ident: str, bundle: str, deadline: float) -> None:
+        """Let the container's process run."""
+        await self.call(["start", ident], bundle, deadline)
+
+    async def exec(
+        self,
+        ident: str,
+        bundle: str,
+        process: str,
+        pid_file: str,
+        stdio: Sequence[int],
+        console: str,
+        deadline: float,
+    ) -> None:
+        """Start a further process, described by an OCI runtime-spec process in a JSON file."""
+        arguments = ["exec", "--process", process, "--pid-file", pid_file, "--detach"]
+        if console:
+            arguments += ["--console-socket", console, "--tty"]
+        await self.call([*arguments, ident], bundle, deadline, stdio)
+
+    async def delete(self, ident: str, bundle: str, deadline: float) -> None:
+        """Remove what the runtime made, killing what is left; a container that it does not know is gone."""
+        try:
+            await self.call(["delete", "--force", ident], bundle, deadline)
+        except RuntimeFailed as error:
+            if not os.path.isdir(os.path.join(self.root, ident)):
+                return
+            raise error
+
+    async def call(
+        self, arguments: Sequence[str], bundle: str, deadline: float, stdio: Sequence[int] | None = None
+    ) -> None:
+        """Run `<runtime> <arguments>`; RuntimeFailed carries what it logged, DeadlineExceeded means it was killed."""
+        log = os.path.join(bundle, f"runtime-{next(_numbers)}.log")
+        line = [self.binary, "--root", self.root, "--log", log, "--log-format", "json"]
+        if self.options.systemd_cgroup:
+            line.append("--systemd-cgroup")
+        null = self._null
+        given = (stdio[0], stdio[1], stdio[2]) if stdio is not None else (null, null, null)
+        pid, ended = self._spawn([*line, *arguments], given)
+        what = f"{os.path.basename(self.binary)} {arguments[0]}"
+        try:
+            end = await self._loop.within(ended, deadline or DEADLINE, what)
+            if end.status:
+                raise RuntimeFailed(f"OCI runtime {arguments[0]} failed: {complaint(log, end.status)}")
+        except DeadlineExceeded:
+            if self._reaper.alive(pid):
+                os.killpg(pid, signal.SIGKILL)
+            await ended
+            raise
+        finally:
+            with suppress(OSError):
+                os.unlink(log)
+
+    def _spawn(self, line: Sequence[str], stdio: tuple[int, int, int]) -> tuple[int, Future[Exit]]:
+        if not self._cured:
+            return self._reaper.spawn(self.binary, line, stdio)
+        with view.without_unified():
+            return self._reaper.spawn(self.binary, line, stdio)
+
+
+def find_binary(name: str) -> str:
+    """Return the absolute path of a runtime; runc where none is named."""
+    path = shutil.which(name or "runc")
+    if path is None:
+        raise NotFound(f"OCI runtime {name or 'runc'!r} is not installed")
+    return os.path.abspath(path)
+
+
+def complaint(log: str, status: int) -> str:
+    """Return the last error in a runtime's JSON log, or its exit status."""
+    try:
+        with open(log, "rb") as file:
+            lines = file.read(1 << 20).splitlines()
+    except OSError:
+        lines = []
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+            if entry.get("level") in ("error", "fatal", "panic"):
+                return str(entry["msg"])
+        except (ValueError, KeyError, AttributeError):
+            continue  # a line of something else
+    return f"exit status {status} and no error in its log"

@@ -1,0 +1,49 @@
+"""What an exec session does once it begins."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import TYPE_CHECKING
+
+from bulkhead.proto.shim_pb2 import ExecTicket
+from sandbox_svc.shim.loop import Future
+from sandbox_svc.shim.processes import Process
+from sandbox_svc.shim.stdio import IoSpec, ProcessIO
+
+if TYPE_CHECKING:
+    from sandbox_svc.shim.streams import Session
+
+_numbers = itertools.count()
+
+
+async def exec_process(session: Session, ticket: ExecTicket) -> None:
+    """Run the ticket's process with pipes, or a terminal, whose other ends go to the client; then tell its exit."""
+    lifecycle = session.lifecycle
+    container = lifecycle.find(ticket.container_id)
+    process = Process(container.id, f"stream-{next(_numbers)}", IoSpec(terminal=ticket.tty), ticket.process)
+    process.busy = busy = Future[None]()
+    process.size = session.size
+    options = container.runtime.options
+    io = ProcessIO(session.loop, lifecycle.null, process.io_spec, options.io_uid, options.io_gid)
+    io.raw_terminal = True
+    wanted = {"stdin": ticket.stdin, "stdout": ticket.stdout, "stderr": ticket.stderr}
+    names = [] if ticket.tty else [name for name, yes in wanted.items() if yes]
+    fds = [io.expose(name) for name in names]
+    try:
+        await lifecycle.run_exec(container, process, io, 0)
+        session.on_close(lambda: lifecycle.kill_group(process))
+        if session.closed:  # it went away while the runtime was at work
+            lifecycle.kill_group(process)
+        if ticket.tty:
+            names, fds = ["tty"], [os.dup(io.master)]
+            session.on_resize(io.resize)
+        given, fds = tuple(fds), []
+        session.send({"started": {"fds": names}}, given)
+        busy.set(None)
+        end = await process.exited
+        session.send({"exit": {"code": end.status, "message": ""}})
+    finally:
+        io.close()
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,240 @@
+"""The standard streams of one process, from what Create or Exec said about them."""
+
+import os
+from collections.abc import Iterator
+from time import time_ns
+from typing import NamedTuple
+
+from bulkhead.errors import InvalidArgument
+from sandbox_svc.shim import console, uris
+from sandbox_svc.shim.logs import Formatter, LogFile
+from sandbox_svc.shim.loop import Future, Loop
+from sandbox_svc.shim.pipes import Outlet, Sink, Source, Tap, pipe
+
+_NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
+
+
+class IoSpec(NamedTuple):
+    """What a request said, word for word."""
+
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+
+
+class LogSink:
+    """One stream of a container on its way into the log file."""
+
+    __slots__ = ("_file", "_formatter")
+
+    def __init__(self, file: LogFile, stream: str, max_line_size: int) -> None:
+        self._file = file
+        self._formatter = Formatter(stream, max_line_size)
+
+    def write(self, data: bytes) -> None:
+        """Format and append."""
+        if lines := self._formatter.feed(data, time_ns()):
+            self._file.write(lines)
+
+    def finish(self) -> None:
+        """Write the last, unfinished line."""
+        if lines := self._formatter.finish(time_ns()):
+            self._file.write(lines)
+
+
+class PlainSink:
+    """Output that is appended to a file as it comes."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: LogFile) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        self._file.write(data)
+
+    def finish(self) -> None:
+        """Nothing is left to do: the file is closed with the process."""
+
+
+class ProcessIO:
+    """The shim's ends of a process's streams, and until it has started the process's own ends."""
+
+    __slots__ = (
+        "_child",
+        "_loop",
+        "_null",
+        "_owner",
+        "_spec",
+        "_terminal_sinks",
+        "files",
+        "master",
+        "raw_terminal",
+        "sources",
+        "stdin",
+        "stdin_once",
+    )
+
+    def __init__(self, loop: Loop, null: int, spec: IoSpec, uid: int = 0, gid: int = 0) -> None:
+        self._loop, self._null, self._spec, self._owner = loop, null, spec, (uid, gid)
+        self._child: list[int] = []
+        self._terminal_sinks: list[Sink] = []
+        #: Log files by URI: stdout and stderr usually share one.
+        self.files: dict[str, LogFile] = {}
+        #: By stream: stdout, stderr, and stdin where a named pipe feeds it.
+        self.sources: dict[str, Source] = {}
+        self.stdin: Outlet | None = None
+        self.stdin_once = False
+        self.master = -1
+        #: The terminal belongs to somebody else, who is given it whole: it is neither read nor written here.
+        self.raw_terminal = False
+        try:
+            self._open_input()
+            self._open_outputs()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_input(self) -> None:
+        kind = uris.parse(self._spec.stdin)
+        self.stdin_once = isinstance(kind, uris.CriStdin) and kind.once
+        if self._spec.terminal:
+            return
+        if kind is None:
+            self._child.append(-1)
+            return
+        reader, writer = pipe(*self._owner)
+        self._child.append(reader)
+        self.stdin = Outlet(self._loop, writer)
+        self._feed(kind)
+
+    def _open_outputs(self) -> None:
+        for stream, uri in (("stdout", self._spec.stdout), ("stderr", self._spec.stderr)):
+            if self._spec.terminal and stream == "stderr":
+                return
+            if self._spec.terminal:
+                self._terminal_sinks = self._sinks(stream, uri)
+            elif not uri:
+                self._child.append(-1)
+            else:
+                sinks = self._sinks(stream, uri)
+                reader, writer = pipe(*self._owner)
+                self._child.append(writer)
+                self.sources[stream] = Source(self._loop, reader, sinks)
+
+    def child(self) -> list[int]:
+        """Return the descriptors that become the process's 0, 1 and 2."""
+        return [fd if fd >= 0 else self._null for fd in self._child or (-1, -1, -1)]
+
+    def capture(self, stream: str, sink: Sink) -> None:
+        """Before the start: send an output stream that had no place to go to a sink."""
+        reader, writer = pipe(*self._owner)
+        self._child[_NUMBERS[stream]] = writer
+        self.sources[stream] = Source(self._loop, reader, [sink])
+
+    def expose(self, stream: str) -> int:
+        """Before the start: return the other end of a stream that had no place to go; it is the caller's to close."""
+        reader, writer = pipe(*self._owner)
+        ours, theirs = (writer, reader) if stream == "stdin" else (reader, writer)
+        self._child[_NUMBERS[stream]] = theirs
+        return ours
+
+    def started(self) -> None:
+        """Close the process's own ends, so that its exit ends the streams."""
+        for fd in self._child:
+            if fd >= 0:
+                os.close(fd)
+        self._child.clear()
+
+    def adopt(self, master: int) -> None:
+        """Serve the terminal that the runtime made."""
+        self.master = master
+        if self.raw_terminal:
+            return
+        self.stdin = Outlet(self._loop, os.dup(master))
+        self.sources["stdout"] = Source(self._loop, os.dup(master), self._terminal_sinks)
+        self._terminal_sinks = []
+        if (kind := uris.parse(self._spec.stdin)) is not None:
+            self._feed(kind)
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the terminal's size; a process without one ignores it."""
+        if self.master >= 0:
+            console.resize(self.master, width, height)
+
+    def close_stdin(self) -> None:
+        """End the process's standard input after what has arrived for it; a terminal has no such end."""
+        source = self.sources.pop("stdin", None)
+        if source is not None:
+            source.drain()
+            source.close()  # finishes the outlet as well
+        elif self.stdin is not None and self.master < 0:
+            self.stdin.finish()
+
+    def tap(self, stream: str, tap: Tap) -> None:
+        """Let a client see what a stream brings from now on; a stream that has ended gives it nothing."""
+        source = self.sources.get(stream)
+        if source is None or source.ended.done:
+            tap.finish()
+        else:
+            source.sinks.append(tap)
+
+    def drain(self) -> None:
+        """Read what the process left in its pipes."""
+        for stream in ("stdout", "stderr"):
+            if stream in self.sources:
+                self.sources[stream].drain()
+
+    def output_ended(self) -> Iterator[Future[None]]:
+        """Yield the end of each output stream."""
+        for stream in ("stdout", "stderr"):
+            if stream in self.sources:
+                yield self.sources[stream].ended
+
+    def reopen_logs(self) -> None:
+        """Open every log file anew."""
+        for file in self.files.values():
+            file.reopen()
+
+    def close(self) -> None:
+        """Close everything; a second close does nothing."""
+        self.started()
+        for source in self.sources.values():
+            source.drain()
+            source.close()
+        for sink in self._terminal_sinks:
+            sink.finish()
+        if self.stdin is not None:
+            self.stdin.close()
+        for file in self.files.values():
+            file.close()
+        if self.master >= 0:
+            os.close(self.master)
+            self.master = -1
+
+    def _feed(self, kind: uris.Stdio) -> None:
+        if isinstance(kind, uris.Fifo):
+            assert self.stdin is not None
+            self.sources["stdin"] = Source(self._loop, _open_fifo(kind.path), [self.stdin], feeds_one=True)
+        elif not isinstance(kind, uris.CriStdin):
+            raise InvalidArgument(f"stdin {self._spec.stdin!r} is neither a named pipe nor cri-stdin")
+
+    def _sinks(self, stream: str, uri: str) -> list[Sink]:
+        kind = uris.parse(uri)
+        if kind is None:
+            return []
+        if isinstance(kind, uris.Fifo):
+            return [Outlet(self._loop, _open_fifo(kind.path))]
+        if isinstance(kind, uris.CriStdin):
+            raise InvalidArgument(f"{stream} cannot be {uri!r}")
+        if uri not in self.files:
+            self.files[uri] = LogFile(kind.path)
+        file = self.files[uri]
+        return [LogSink(file, stream, kind.max_line_size) if isinstance(kind, uris.CriLog) else PlainSink(file)]
+
+
+def _open_fifo(path: str) -> int:
+    """Open both ends of a named pipe: that never blocks, and its writer survives a reader that comes back."""
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
