@@ -55,6 +55,11 @@ class Endpoint:
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
 
+    @property
+    def origin(self) -> str:
+        """Scheme and host as spoken to, for messages."""
+        return f"{self._scheme}://{self.host.host}"
+
     def close(self) -> None:
         """Close every connection; a request after that opens new ones."""
         with self._lock:
@@ -75,10 +80,10 @@ class Endpoint:
             response = self._authorized(method, path, what, dict(headers or {}))
             if response.status_code >= 400:
                 self._read_small(response)
-                raise from_response(response, what, self.host.origin, self.credentials)
+                raise from_response(response, what, self.origin, self.credentials)
             yield response
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
-            raise from_transport(error, what, self.host.origin) from error
+            raise from_transport(error, what, self.origin) from error
         finally:
             if response is not None:
                 response.close()
@@ -113,7 +118,7 @@ class Endpoint:
             else:
                 origin = None  # even on the way back: the registry did not write that address
                 request = httpx.Request(method, url, headers={"user-agent": _USER_AGENT, **_PLAIN, **headers})
-        raise HostFailure(FailedPrecondition(f"{what}: {self.host.origin} redirects in a circle or to nowhere"))
+        raise HostFailure(FailedPrecondition(f"{what}: {self.origin} redirects in a circle or to nowhere"))
 
     def _first_request(self, method: str, path: str, headers: dict[str, str], authorization: str) -> httpx.Request:
         url = httpx.URL(f"{self._scheme}://{self.host.host}{self.host.path}/{self._repository}/{path}")

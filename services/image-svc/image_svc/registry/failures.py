@@ -2,6 +2,7 @@
 
 import email.utils
 import json
+import socket
 import ssl
 import time
 
@@ -59,17 +60,21 @@ def from_transport(error: Exception, what: str, host: str) -> HostFailure:
     """Turn a connection that failed into a failure that may be tried again, certificates excepted."""
     if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
         return HostFailure(DeadlineExceeded(f"{what}: {host} sent nothing for too long"), retry=True)
-    reason = _reason(error)
-    certificate = isinstance(_root(error), ssl.SSLCertVerificationError)
-    return HostFailure(Unavailable(f"{UNAVAILABLE}: {what}: {host}: {reason}"), retry=not certificate)
+    root = _root(error)
+    # Neither a certificate nor a name that does not exist gets better within seconds.
+    final = isinstance(root, ssl.SSLCertVerificationError) or (
+        isinstance(root, socket.gaierror) and root.errno == socket.EAI_NONAME
+    )
+    return HostFailure(Unavailable(f"{UNAVAILABLE}: {what}: {host}: {_reason(error)}"), retry=not final)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx.ConnectTimeout):
         return "no connection within the dial time-out"
     root = _root(error)
-    text = str(root) or str(error) or type(root).__name__
-    return text if isinstance(root, OSError) else f"connection broken: {text}"
+    if isinstance(root, OSError) and root.strerror:
+        return root.strerror
+    return f"connection broken: {str(root) or str(error) or type(root).__name__}"
 
 
 def _root(error: BaseException) -> BaseException:

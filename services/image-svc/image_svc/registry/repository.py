@@ -148,7 +148,7 @@ class Repository:
             with endpoint.request("GET", f"blobs/{wanted.digest}", what, headers) as response:
                 for part in body(response, offset, wanted.size, what, self._retry.rate, patience):
                     write(part)
-            return endpoint.host.origin
+            return endpoint.origin
 
         return self._over_hosts("pull", get, what, patience, progress=have, avoid=avoid)
 
@@ -164,11 +164,11 @@ class Repository:
         if not found or not kind or not size.isdecimal():
             return self._get(endpoint)
         try:
-            digests.check(found, f"{what}: {endpoint.host.origin}: Docker-Content-Digest")
+            digests.check(found, f"{what}: {endpoint.origin}: Docker-Content-Digest")
         except BulkheadError as error:
             raise HostFailure(DataLoss(str(error))) from error
         if self.reference.digest and found != self.reference.digest:
-            text = f"{what}: {endpoint.host.origin} answered with digest {found}"
+            text = f"{what}: {endpoint.origin} answered with digest {found}"
             raise HostFailure(DataLoss(text))
         return Descriptor(found, int(size), kind)
 
@@ -195,7 +195,7 @@ class Repository:
         avoid: Collection[str] = (),
     ) -> _T:
         """Try the hosts in order, then again those whose failure may pass, until the rounds bring nothing new."""
-        left = [e for e in self._endpoints if capability in e.host.capabilities and e.host.origin not in avoid]
+        left = [e for e in self._endpoints if capability in e.host.capabilities and e.origin not in avoid]
         if not left:
             raise FailedPrecondition(f"{what}: hosts.toml names no host with the capability {capability!r}")
         failures: dict[str, BulkheadError] = {}
@@ -208,7 +208,7 @@ class Repository:
                     return action(endpoint)
                 except HostFailure as failure:
                     patience.check()
-                    failures[endpoint.host.origin] = failure.error
+                    failures[endpoint.origin] = failure.error
                     wait = max(wait, failure.after)
                     if not failure.retry:
                         left.remove(endpoint)
@@ -239,7 +239,7 @@ def _read_limited(response: httpx.Response, limit: int, what: str, endpoint: End
     for part in response.iter_raw(64 * 1024):
         data += part
         if len(data) > limit:
-            text = f"{what}: {endpoint.host.origin} sends more than the {limit} bytes allowed"
+            text = f"{what}: {endpoint.origin} sends more than the {limit} bytes allowed"
             raise HostFailure(FailedPrecondition(text))
         if time.monotonic() > until:
             raise httpx.ReadTimeout("trickling")
@@ -249,7 +249,7 @@ def _read_limited(response: httpx.Response, limit: int, what: str, endpoint: End
 def _check(data: bytes, wanted: Descriptor, what: str, endpoint: Endpoint) -> None:
     try:
         if wanted.size >= 0 and len(data) != wanted.size:
-            raise DataLoss(f"{what}: {endpoint.host.origin} sent {len(data)} bytes, {wanted.size} were promised")
-        digests.verify(data, wanted.digest, f"{what}: {endpoint.host.origin}")
+            raise DataLoss(f"{what}: {endpoint.origin} sent {len(data)} bytes, {wanted.size} were promised")
+        digests.verify(data, wanted.digest, f"{what}: {endpoint.origin}")
     except DataLoss as error:
         raise HostFailure(error) from error
