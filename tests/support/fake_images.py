@@ -96,22 +96,22 @@ class _Images(images_pb2_grpc.ImagesServicer):
     def __init__(self, fake: FakeImages) -> None:
         self.fake = fake
 
-    def Resolve(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def Resolve(self, request: Any, context: Any) -> Any:
         self.fake.calls.append(("Resolve", request.image))
         return self.fake.describe(self.fake.find(request.image))
 
     @rpc.long_call
-    def Prepare(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def Prepare(self, request: Any, context: Any) -> Any:
         self.fake.calls.append(("Prepare", request.key))
         if self.fake.before_prepare is not None:
             self.fake.before_prepare(request.key)
         return self.fake.prepare(request)
 
-    def Remove(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def Remove(self, request: Any, context: Any) -> Any:
         self.fake.calls.append(("Remove", request.key))
         return images_pb2.RemoveResponse()
 
-    def Retain(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def Retain(self, request: Any, context: Any) -> Any:
         self.fake.calls.append(("Retain", ",".join(request.keys)))
         return images_pb2.RetainResponse()
 
@@ -120,7 +120,7 @@ class _Cri(cri_grpc.ImageServiceServicer):
     def __init__(self, fake: FakeImages) -> None:
         self.fake = fake
 
-    def PullImage(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def PullImage(self, request: Any, context: Any) -> Any:
         self.fake.calls.append(("PullImage", request.image.image))
         self.fake.absent.discard(request.image.image)
         return cri.PullImageResponse(image_ref=self.fake.describe(self.fake.find(request.image.image)).image_id)
