@@ -1,0 +1,1 @@
+"""`bulkhead up`: the whole stack under one small process that restarts what dies."""

@@ -1,0 +1,118 @@
+"""The services of a stack: in which order they start and stop, and what each is allowed."""
+
+import resource
+import signal
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bulkhead import paths
+from bulkhead.config.model import Config
+from bulkhead.launch.directories import credentials
+from bulkhead.launch.plan import UNPACK_CAPABILITIES, Plan, environment
+from bulkhead.launch.users import Users
+
+ZYGOTE = "zygote"
+_SCRIPTS = {ZYGOTE: "bulkhead-shim-zygote"}
+
+#: In the order of starting: what others call first comes first.
+START = (ZYGOTE, "decryptor", "image-svc-unpack", "image-svc", "sandbox-svc", "stream-svc", "cri-frontend")
+#: In the order of stopping, side by side within a step; the zygote is not among them, since shims need it.
+STOP = (("cri-frontend",), ("sandbox-svc", "stream-svc"), ("image-svc",), ("image-svc-unpack", "decryptor"))
+
+_NOFILE = 65536
+_OWN_MEMORY = frozenset({"cri-frontend", "stream-svc", "decryptor"})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One service: its plan, and the socket that listens once it is up."""
+
+    name: str
+    plan: Plan
+    socket: Path
+
+
+def scripts_directory() -> Path:
+    """Return where this installation's programs are."""
+    return Path(sysconfig.get_path("scripts"))
+
+
+def config_file(config: Config, service: str) -> Path:
+    """Return where the service's own copy of the configuration stands."""
+    return config.state / "config" / f"{service}.json"
+
+
+def key_directory(config: Config) -> str:
+    """Return the directory of private keys: the argument of a ctd-decoder stream processor, else the setting."""
+    option = "--decryption-keys-path"
+    for processor in config.stream_processors:
+        if Path(processor.path).name != "ctd-decoder":
+            continue
+        for argument, following in zip(processor.args, [*processor.args[1:], ""], strict=True):
+            if argument == option and following:
+                return following
+            if argument.startswith(f"{option}="):
+                return argument.partition("=")[2]
+    return config.bulkhead.decryption_keys_path
+
+
+def sockets(config: Config) -> dict[str, Path]:
+    """Return the socket of every service."""
+    return {
+        name: {
+            ZYGOTE: paths.zygote_socket(config.state),
+            "image-svc-unpack": paths.unpack_socket(config.state),
+            "cri-frontend": paths.cri_socket(config.state),
+        }.get(name, paths.service_socket(config.state, name))
+        for name in START
+    }
+
+
+def roster(config: Config, users: Users, source: Mapping[str, str]) -> list[Entry]:
+    """Return every service in the order of starting; `source` is the environment to pass on from."""
+    where = sockets(config)
+    return [Entry(name, _plan(name, config, users, source), where[name]) for name in START]
+
+
+def _plan(name: str, config: Config, users: Users, source: Mapping[str, str]) -> Plan:
+    user = users.of(name)
+    program = scripts_directory() / _SCRIPTS.get(name, name)
+    arguments = (str(program), "--config", str(config_file(config, name)))
+    variables = environment(source, user.home)
+    if name in ("sandbox-svc", ZYGOTE):
+        # No mount namespace, ever: shims would mount in it, and propagation into pods would end there.
+        death = signal.SIGTERM if name == "sandbox-svc" else 0
+        return Plan(arguments, variables, parent_death_signal=death, oom_score_adj=-999)
+    hidden = (keys,) if (keys := key_directory(config)) else ()
+    common = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: _NOFILE}
+    if name == "image-svc-unpack":
+        return Plan(
+            arguments,
+            variables,
+            capabilities=UNPACK_CAPABILITIES,
+            hide=hidden,
+            no_network=True,
+            parent_death_signal=signal.SIGTERM,
+            limits=common,
+        )
+    decrypts = name == "decryptor"
+    if decrypts:
+        variables = {**variables, "CREDENTIALS_DIRECTORY": str(credentials(config.state))}
+        common = {**common, resource.RLIMIT_MEMLOCK: resource.RLIM_INFINITY}
+    return Plan(
+        arguments,
+        variables,
+        uid=user.uid,
+        gid=user.gid,
+        groups=(users.group,),
+        capabilities=(),
+        hide=hidden,
+        credentials=(keys, str(credentials(config.state))) if decrypts and keys else None,
+        no_network=decrypts,
+        umask=0o077 if name in _OWN_MEMORY else 0o022,
+        parent_death_signal=signal.SIGTERM,
+        limits=common,
+        oom_score_adj=-900,
+    )

@@ -1,0 +1,226 @@
+"""`bulkhead up` from its first check to its last line."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from bulkhead import __version__, cni_default, log
+from bulkhead.config.model import Config
+from bulkhead.config.resolved import resolved_for
+from bulkhead.errors import BulkheadError, FailedPrecondition, PermissionDenied
+from bulkhead.files import write_atomic
+from bulkhead.launch import directories, reach, users
+from bulkhead.sockets import is_live
+from bulkhead.supervisor import claims, faces, pods
+from bulkhead.supervisor.loop import Loop
+from bulkhead.supervisor.roster import (
+    START,
+    ZYGOTE,
+    Entry,
+    config_file,
+    key_directory,
+    roster,
+    scripts_directory,
+    sockets,
+)
+from bulkhead.supervisor.stack import Stack, ZygoteKeeper, with_listener
+
+logger = logging.getLogger("bulkhead.supervisor")
+
+#: Seconds between looks at what is starting, and at the zygote's log afterwards.
+_START_TICK, _TICK = 0.05, 0.5
+#: Seconds after which the log says what is being waited for.
+_SLOW = 10.0
+
+
+class Up:
+    """One run of the supervisor."""
+
+    def __init__(self, config: Config) -> None:
+        if os.geteuid() != 0:
+            raise PermissionDenied("bulkhead up must be run as root: it makes pods, and starts services as other users")
+        self.config = config
+        self.users = users.look_up(config.bulkhead.users)
+        self._check_reach()
+        directories.make_bases(config)
+        self._locks = claims.lock((config.root, config.state))
+        claims.refuse_live_sockets(config)
+        claims.refuse_busy_ports(config)
+        directories.make(config, self.users)
+        self._hold_keys()
+        self._write_configs()
+        self._cni_conf = self._default_network()
+        self._pid_file = claims.pid_file(config)
+        self._pid_file.write_text(f"{os.getpid()}\n")
+        self._loop = Loop()
+        self._listener = self._decryptor_listener()
+        entries = {entry.name: self._completed(entry) for entry in roster(config, self.users, os.environ)}
+        self._zygote = ZygoteKeeper(
+            self._loop,
+            entries.pop(ZYGOTE),
+            lambda: pods.zygote_pid(config),
+            config.debug.format,
+            self._give_up,
+        )
+        self._stack = Stack(self._loop, list(entries.values()), config.debug.format, self._give_up)
+        self._stack.on_start = self._started
+        self._failed = ""
+        self._began = time.monotonic()
+        self._slow_said = False
+
+    def run(self) -> int:
+        """Run until told to stop; 0, or 1 if a service did not start."""
+        stop = self._stop
+        # A closed terminal ends what runs in it; a daemon takes SIGHUP as a request to look again.
+        hangup = stop if sys.stdin is not None and sys.stdin.isatty() else self._reload
+        self._loop.on_signals({signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: hangup})
+        self._zygote.start()
+        claims.publish_address(self.config)
+        for name in START:
+            if name != ZYGOTE:
+                self._stack.start(name)
+        self._loop.after(_START_TICK, self._look)
+        self._loop.run()
+        self._finish()
+        if self._failed:
+            sys.stderr.write(f"bulkhead: {self._failed}\n")
+        return 1 if self._failed else 0
+
+    def _check_reach(self) -> None:
+        """Refuse before anything is made if a service could not read its own program."""
+        needed = [Path(sys.executable), scripts_directory() / "cri-frontend", Path(log.__file__)]
+        for service, user in self.users.by_service.items():
+            reach.require(user, service, needed)
+
+    def _hold_keys(self) -> None:
+        """Make the key directory if it is missing: only what is there at the start can be hidden from the others."""
+        keys = Path(key_directory(self.config) or "/")
+        if keys.exists():
+            return
+        try:
+            keys.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            logger.warning("key directory %s cannot be made: %s", keys, error.strerror)
+
+    def _write_configs(self) -> None:
+        for name in START:
+            path, owner = config_file(self.config, name), self.users.of(name)
+            write_atomic(path, resolved_for(name, self.config), 0o400, durable=False)
+            os.chown(path, owner.uid, owner.gid)
+            if owner.uid:
+                reach.require(owner, name, [path, self.config.root / "blobs"], "choose other directories, or run")
+
+    def _default_network(self) -> Path | None:
+        """On built-in defaults a node without any pod network gets a bridge."""
+        if self.config.path:
+            return None
+        cni = self.config.runtime.cni
+        try:
+            written = cni_default.write(Path(cni.conf_dir), cni.bin_dirs)
+        except BulkheadError as error:
+            logger.warning("%s", error)
+            return None
+        if written:
+            logger.info("no pod network was configured; a bridge is, in %s", written)
+        return written
+
+    def _decryptor_listener(self) -> socket.socket | None:
+        port = self.config.bulkhead.metrics_ports.get("decryptor", -1)
+        return claims.listener("decryptor", port) if port >= 0 else None
+
+    def _completed(self, entry: Entry) -> Entry:
+        if entry.name == "decryptor" and self._listener is not None:
+            return with_listener(entry, self._listener.fileno())
+        return entry
+
+    def _started(self, name: str) -> None:
+        if name == "cri-frontend":
+            self._await_socket()
+
+    def _await_socket(self, tries: int = 200) -> None:
+        """Give the CRI socket its configured owner once the frontend has made it anew."""
+        path = sockets(self.config)["cri-frontend"]
+        if is_live(str(path)):
+            claims.give_socket(self.config)
+        elif tries and not self._stack.stopping:
+            self._loop.after(0.05, lambda: self._await_socket(tries - 1))
+
+    def _look(self) -> None:
+        """While starting: see who listens. Afterwards: hand on the zygote's log."""
+        self._zygote.follow_log()
+        if self._stack.stopping:
+            return
+        if not self._stack.ready:
+            self._look_for_ready()
+        self._loop.after(_TICK if self._stack.ready else _START_TICK, self._look)
+
+    def _look_for_ready(self) -> None:
+        waiting = faces.not_up(self.config)
+        if not waiting:
+            self._stack.ready = self._zygote.ready = True
+            self._announce()
+        elif not self._slow_said and time.monotonic() - self._began > _SLOW:
+            self._slow_said = True
+            logger.warning("still waiting for %s", "; ".join(waiting))
+
+    def _announce(self) -> None:
+        endpoint = f"unix://{claims.address(self.config)}"
+        notes = "".join(f"  note:     {line}\n" for line in faces.troubles(self.config))
+        sys.stdout.write(
+            f"Bulkhead {__version__} is ready after {time.monotonic() - self._began:.1f} s.\n"
+            f"  crictl:   crictl --runtime-endpoint {endpoint} --image-endpoint {endpoint} info\n"
+            f"  kubelet:  kubelet --container-runtime-endpoint={endpoint}\n"
+            f"{notes}"
+            "  stop:     Ctrl-C, or SIGTERM to "
+            f"pid {os.getpid()}; pods go on running\n"
+        )
+        sys.stdout.flush()
+
+    def _reload(self) -> None:
+        logger.info(
+            "SIGHUP: the decryptor is started anew with the keys as they are now; stream-svc reads its TLS pair"
+        )
+        self._stack.restart("decryptor")
+        self._stack.signal("stream-svc", signal.SIGHUP)
+
+    def _give_up(self, why: str) -> None:
+        self._failed = why
+        self._stop()
+
+    def _stop(self) -> None:
+        if not self._stack.stopping:
+            logger.info("stopping")
+        self._stack.stop(self._halt)
+
+    def _halt(self) -> None:
+        self._loop.stopped = True
+
+    def _finish(self) -> None:
+        """Take away what belongs to the running stack, and everything else if no pod needs it."""
+        claims.withdraw_address(self.config)
+        self._pid_file.unlink(missing_ok=True)
+        self._zygote.follow_log()
+        self._zygote.release()
+        if shims := pods.live_shims(self.config):
+            logger.info("stopped; %d pods go on, and the next start finds them", len(shims))
+            return
+        pods.end_zygote(pods.zygote_pid(self.config))
+        kept = pods.clear_state(self.config)
+        for line in kept:
+            logger.warning("%s", line)
+        if self._cni_conf is not None and not kept:
+            cni_default.remove(self._cni_conf)
+        logger.info("stopped; nothing is left running")
+
+
+def up(config: Config) -> int:
+    """Run the stack; FailedPrecondition and its like say why it cannot start."""
+    log.setup("bulkhead", config.debug.level, config.debug.format)
+    try:
+        return Up(config).run()
+    except OSError as error:
+        raise FailedPrecondition(f"{error.filename or 'system call'}: {error.strerror}") from error
