@@ -1,9 +1,10 @@
-"""A pod of two containers through the stock containerd-shim-runc-v2 of containerd 1.6 and 2, as gVisor and Kata would."""
+"""A pod of two containers through the stock containerd-shim-runc-v2 of containerd 1.6 and 2."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from conformance.build import build
 from support.crictl import Crictl
