@@ -1,6 +1,7 @@
 """The sandbox service: `sandbox-svc --config FILE`, as root."""
 
 import argparse
+import contextlib
 import logging
 import os
 import pwd
@@ -13,7 +14,7 @@ from bulkhead import log, metrics, paths, rpc
 from bulkhead.config import load
 from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError
-from sandbox_svc import cni, facts, recovery, service
+from sandbox_svc import cni, facts, recovery, service, trees
 from sandbox_svc.background import Background
 from sandbox_svc.images import Images
 from sandbox_svc.node import Node
@@ -72,10 +73,21 @@ def serve(config: Config) -> None:
     logger.info("stopping")
     server.stop(grace=2.0).wait(4.0)
     node.background.stop()
+    if not node.model.everything():
+        _leave_nothing(config.state)
     node.database.close()
     # Calls still waiting in threads (a StopContainer's grace) must not hold the exit up: their callers are gone.
     logging.shutdown()
     os._exit(0)
+
+
+def _leave_nothing(state: Path) -> None:
+    """Remove the directories that hold pods' things, now that there are no pods; one that is not empty stays."""
+    trees.unmount(state / "netns")
+    for name in ("netns", "shm", "bundles", "s", "runtime"):
+        for directory, _, _ in os.walk(state / name, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
 
 
 def _unready(node: Node) -> list[str]:
