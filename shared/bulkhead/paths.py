@@ -53,3 +53,8 @@ def bundle(state: Path, container_id: str) -> Path:
 def netns(state: Path, sandbox_id: str, *, under_state: bool) -> Path:
     """Return the bind-mounted network namespace of a pod (netns_mounts_under_state_dir, containerd)."""
     return (state / "netns" if under_state else Path("/run/netns")) / f"cni-{sandbox_id}"
+
+
+def image_records(root: Path) -> Path:
+    """Return image-svc's own directory: its database, and what SQLite keeps beside it."""
+    return root / "image-svc"

@@ -39,9 +39,9 @@ class Service:
 
     def __init__(self, config: Config, *, puller: Puller | None = None) -> None:
         self._config = config
-        self._lock_file = _lock(config.root)
+        self._lock_file = _lock(paths.image_records(config.root))
         self.content = Content(config.root)
-        self.store = Store(config.root / "images.db")
+        self.store = Store(paths.image_records(config.root) / "images.db")
         self._client = UnpackClient(paths.unpack_socket(config.state))
         leases = Leases()
         gatekeeper = Gatekeeper(config.state, config.images.key_model)
@@ -107,13 +107,13 @@ class Service:
         return []
 
 
-def _lock(root: Path) -> int:
+def _lock(records: Path) -> int:
     """Hold the store for this process alone; FailedPrecondition if another one holds it."""
-    root.mkdir(parents=True, exist_ok=True, mode=0o711)
-    fd = os.open(root / "images.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    records.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(records / "images.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(fd)
-        raise FailedPrecondition(f"{root}: another image-svc uses this store") from error
+        raise FailedPrecondition(f"{records}: another image-svc uses this store") from error
     return fd

@@ -44,29 +44,12 @@ class Directory:
             os.close(fd)
 
 
-@dataclass(frozen=True)
-class Link:
-    """A symbolic link with a relative target."""
-
-    path: Path
-    target: str
-
-    def describe(self) -> str:
-        """Return what execute() makes."""
-        return f"{self.path} -> {self.target}"
-
-    def execute(self) -> None:
-        """Make the link unless the name is taken."""
-        if not os.path.lexists(self.path):
-            os.symlink(self.target, self.path)
-
-
-def wanted(config: Config, users: Users) -> list[Directory | Link]:
+def wanted(config: Config, users: Users) -> list[Directory]:
     """Return everything that must stand before the first service starts, parents first."""
     return [*_root(config, users), *_state(config, users)]
 
 
-def _root(config: Config, users: Users) -> list[Directory | Link]:
+def _root(config: Config, users: Users) -> list[Directory]:
     root, image = config.root, users.of("image-svc")
     return [
         Directory(root, 0, 0, SEARCH),
@@ -75,14 +58,13 @@ def _root(config: Config, users: Users) -> list[Directory | Link]:
         # The unpack helper's: files in layers belong to whom the image says.
         Directory(root / "snapshots", 0, 0, SEARCH),
         # SQLite makes files beside its database, and only root may write to root's directory: it holds sandboxes.db.
-        Directory(root / "image-svc", image.uid, image.gid, PRIVATE),
-        Link(root / "images.db", "image-svc/images.db"),
+        Directory(paths.image_records(root), image.uid, image.gid, PRIVATE),
     ]
 
 
-def _state(config: Config, users: Users) -> list[Directory | Link]:
+def _state(config: Config, users: Users) -> list[Directory]:
     state, group = config.state, users.group
-    made: list[Directory | Link] = [
+    made: list[Directory] = [
         Directory(state, 0, 0, SEARCH),
         Directory(state / "config", 0, 0, SEARCH),
         Directory(state / "credentials", 0, 0, SEARCH),
