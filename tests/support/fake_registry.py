@@ -42,7 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
         self.registry.serve(self)
 
-    do_GET = do_HEAD = do_POST = answer
+    do_GET = do_HEAD = do_POST = answer  # noqa: N815 # names of the base class
 
     def reply(self, status: int, body: bytes = b"", **headers: str) -> bool:
         """Send an answer; underscores in header names become dashes."""

@@ -71,6 +71,8 @@ class Download(Job[None]):
             self._store.add_blob(self.wanted.digest, self.wanted.size)
         except BulkheadError as error:
             self.ingest.fail(error)
+            if not self.ingest.have:
+                self._content.drop_partial(self.wanted.digest)
             raise
         except OSError as error:
             failure = telemetry.disk_failure(f"blob {self.wanted.digest}", error)

@@ -167,7 +167,7 @@ def test_http_host_with_tls_settings(tmp_path: Path) -> None:
 
 
 def test_docker_certificates(tmp_path: Path) -> None:
-    """Without hosts.toml, *.crt are authorities and *.cert with its *.key is the client's; a lone *.cert is an error."""
+    """Without hosts.toml, *.crt are authorities, *.cert and *.key the client's; a lone *.cert is an error."""
     directory = tmp_path / "q.io"
     directory.mkdir()
     for name in ("ca.crt", "me.cert", "me.key"):

@@ -170,7 +170,7 @@ class Endpoint:
     def _read_small(self, response: httpx.Response) -> None:
         """Read a body that has no reason to be large, cutting one that is."""
         parts, size = [], 0
-        for part in response.iter_bytes(64 * 1024):
+        for part in response.iter_bytes():
             parts.append(part)
             size += len(part)
             if size > SMALL_BODY:

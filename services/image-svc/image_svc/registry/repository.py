@@ -236,7 +236,7 @@ def _media_type(response: httpx.Response) -> str:
 def _read_limited(response: httpx.Response, limit: int, what: str, endpoint: Endpoint) -> bytes:
     data = bytearray()
     until = time.monotonic() + 120.0
-    for part in response.iter_raw(64 * 1024):
+    for part in response.iter_raw():
         data += part
         if len(data) > limit:
             text = f"{what}: {endpoint.origin} sends more than the {limit} bytes allowed"

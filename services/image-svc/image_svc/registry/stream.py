@@ -12,7 +12,6 @@ from bulkhead.errors import DataLoss, DeadlineExceeded
 from image_svc.patience import Patience
 from image_svc.registry.failures import HostFailure
 
-CHUNK = 256 * 1024
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/(?:[0-9]+|\*)")
 
 
@@ -58,7 +57,8 @@ def body(
     meter = _Meter(rate, f"{what}: {origin}")
     with patience.interruptible(lambda: _hang_up(response)):
         began = time.monotonic()
-        for part in response.iter_raw(CHUNK):
+        # With a size httpx would hold bytes back until there are so many, and hide a trickle.
+        for part in response.iter_raw():
             meter.add(len(part), time.monotonic() - began)
             patience.check()
             position += len(part)

@@ -1,0 +1,65 @@
+"""An image-svc without its servers, for unit tests."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from bulkhead.config.model import Config, Images, Registry
+from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
+from image_svc.catalogue import Catalogue
+from image_svc.decryption import Gatekeeper
+from image_svc.gc import Collector
+from image_svc.ingest import Content
+from image_svc.leases import Leases
+from image_svc.patience import Patience
+from image_svc.platforms import Platform
+from image_svc.pull import Puller
+from image_svc.registry.repository import Retry
+from image_svc.registry.stream import Rate
+from image_svc.store import Store
+from image_svc.unpack.client import UnpackClient
+from support.fake_registry import FakeUnpack
+
+#: Repeats at once and calls a second of nothing a stall, so that a test of either takes no longer.
+QUICK = Retry(rounds=3, first_wait=0.01, longest_wait=2.0, read_timeout=1.0, rate=Rate(1024, 0.3))
+
+
+@dataclass
+class Node:
+    """An image-svc without its servers, over a scratch directory."""
+
+    root: Path
+    unpack: FakeUnpack = field(default_factory=FakeUnpack)
+    registry: Registry = field(default_factory=lambda: Registry(config_path=()))
+    options: dict[str, Any] = field(default_factory=dict)
+    key_model: str = "node"
+
+    def __post_init__(self) -> None:
+        images = Images(registry=self.registry, key_model=self.key_model, **self.options)
+        config = Config(root=self.root, state=self.root, images=images)
+        client = cast(UnpackClient, self.unpack)
+        self.content = Content(self.root)
+        self.store = Store(self.root / "images.db")
+        self.leases = Leases()
+        gatekeeper = Gatekeeper(self.root, self.key_model)
+        self.puller = Puller(
+            config,
+            self.content,
+            self.store,
+            client,
+            gatekeeper,
+            self.leases,
+            retry=QUICK,
+            host=Platform("linux", "amd64"),
+        )
+        self.catalogue = Catalogue(self.store, ())
+        discard = images.discard_unpacked_layers
+        self.collector = Collector(self.store, self.content, client, self.leases, discard_unpacked_layers=discard)
+
+    def pull(self, name: str, auth: AuthConfig | None = None, seconds: float = 10.0) -> str:
+        """Pull an image within some seconds and return its id."""
+        return self.puller.pull(name, auth, Patience(seconds, f"pull of {name}"))
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
