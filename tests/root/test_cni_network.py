@@ -84,13 +84,11 @@ def host() -> Iterator[Host]:
         linux.unshare(linux.CLONE_NEWNET)
         netns.loopback_up()
         directory = Path(scratch)
-        netns.share_directory(directory / "netns")
         try:
             yield Host(directory)
         finally:
-            for path in (directory / "netns").iterdir():
+            for path in (directory / "netns").glob("*"):
                 netns.remove(path)
-            linux.umount2(directory / "netns", linux.MNT_DETACH)
             linux.setns(original, linux.CLONE_NEWNET)
             os.close(original)
 

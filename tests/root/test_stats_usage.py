@@ -12,7 +12,7 @@ import pytest
 
 from bulkhead import command
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import cgroup, links, linux, netns
+from sandbox_svc import cgroup, links, netns
 from sandbox_svc.cni import AddResult, NetworkResult
 from sandbox_svc.stats import Collector, ContainerSource, PodSource
 
@@ -37,14 +37,9 @@ def group() -> Iterator[str]:
 def pins() -> Iterator[Path]:
     """A directory for pinned namespaces."""
     with tempfile.TemporaryDirectory(prefix="bulkhead-netns-") as scratch:
-        directory = Path(scratch) / "netns"
-        netns.share_directory(directory)
-        try:
-            yield directory
-        finally:
-            for path in directory.iterdir():
-                netns.remove(path)
-            linux.umount2(directory, linux.MNT_DETACH)
+        yield Path(scratch)
+        for path in Path(scratch).iterdir():
+            netns.remove(path)
 
 
 def start_in(group: str, script: str) -> subprocess.Popen[bytes]:
@@ -155,15 +150,18 @@ def test_namespaces_are_made_and_owned(pins: Path) -> None:
     assert str(pins / "cni") not in Path("/proc/self/mountinfo").read_text()
 
 
-def test_shared_directories_reach_later_mount_namespaces(pins: Path) -> None:
-    """A namespace pinned after another mount namespace was copied is visible there."""
-    with subprocess.Popen(["unshare", "--mount", "--propagation", "unchanged", "cat"], stdin=subprocess.PIPE) as other:
+def test_removing_reaches_other_mount_namespaces(pins: Path) -> None:
+    """A copy of a pin in another mount namespace, which would keep the pod's network alive, goes with it."""
+    netns.create(pins / "cni-a")
+    with subprocess.Popen(["unshare", "--mount", "--propagation", "private", "cat"], stdin=subprocess.PIPE) as other:
         try:
-            time.sleep(0.1)
-            netns.create(pins / "cni-late")
-            seen = Path(f"/proc/{other.pid}/mountinfo").read_text()
-            assert str(pins / "cni-late") in seen
-            netns.remove(pins / "cni-late")
-            assert str(pins / "cni-late") not in Path(f"/proc/{other.pid}/mountinfo").read_text()
+            mounts = Path(f"/proc/{other.pid}/mountinfo")
+            for _ in range(500):
+                if os.readlink(f"/proc/{other.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+                    break
+                time.sleep(0.01)
+            assert str(pins / "cni-a") in mounts.read_text()
+            netns.remove(pins / "cni-a")
+            assert str(pins / "cni-a") not in mounts.read_text()
         finally:
             other.kill()

@@ -1,21 +1,13 @@
-import json
 from pathlib import Path
 
 import pytest
 
-from bulkhead.errors import InvalidArgument, NotFound
+from bulkhead.errors import InvalidArgument
 from sandbox_svc.cni import conf, template
 
 TEMPLATE = """{"cniVersion": "1.0.0", "name": "t", "plugins": [{"type": "bridge", "ipam": {"type": "host-local",
 "ranges": [{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}],
 "routes": [{{range $i, $route := .Routes}}{{if $i}}, {{end}}{"dst": "{{$route}}"}{{end}}]}}]}"""
-
-
-def plugins(directory: Path, *names: str) -> tuple[str]:
-    directory.mkdir(exist_ok=True)
-    for name in names:
-        (directory / name).touch(mode=0o755)
-    return (str(directory),)
 
 
 def test_the_template_is_filled_and_written(tmp_path: Path) -> None:
@@ -54,22 +46,3 @@ def test_routes_follow_the_families() -> None:
     """Each family among the ranges gets one default route, IPv4 first."""
     assert template.default_routes(["fd00::/64", "10.0.0.0/8", "10.1.0.0/16"]) == ["0.0.0.0/0", "::/0"]
     assert template.default_routes(["fd00::/64"]) == ["::/0"]
-
-
-def test_the_default_network_is_written_once(tmp_path: Path) -> None:
-    """A node without configuration gets the bridge; one that has any file is left alone."""
-    bins = plugins(tmp_path / "bin", "bridge", "host-local", "portmap")
-    path = template.write_default(tmp_path / "net.d", bins, ["10.1.0.0/24"])
-    assert path == tmp_path / "net.d" / template.DEFAULT_FILE
-    [network] = conf.load(tmp_path / "net.d", 1).networks
-    assert [plugin["type"] for plugin in network["plugins"]] == ["bridge", "portmap"]
-    assert template.write_default(tmp_path / "net.d", bins) is None
-
-
-def test_the_default_network_needs_its_plugins(tmp_path: Path) -> None:
-    """Missing plugins are named; without portmap the network does without host ports."""
-    with pytest.raises(NotFound, match="bridge, host-local"):
-        template.write_default(tmp_path / "net.d", plugins(tmp_path / "none"))
-    path = template.write_default(tmp_path / "net.d", plugins(tmp_path / "bin", "bridge", "host-local"), ["fd00::/64"])
-    assert path
-    assert [plugin["type"] for plugin in json.loads(path.read_text())["plugins"]] == ["bridge"]

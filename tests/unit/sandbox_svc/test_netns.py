@@ -2,8 +2,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sandbox_svc import linux, netns
 
@@ -45,13 +43,6 @@ def test_a_failed_creation_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 def _not_mounted(*_: Any) -> None:
     raise OSError(22, "umount2: Invalid argument", "x")
-
-
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20))
-def test_mountinfo_escapes_are_undone(name: str) -> None:
-    """Whatever the kernel escapes in a mount point is read back as it was."""
-    escaped = "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in name)
-    assert netns._unescape(escaped) == name
 
 
 def test_id_mappings_are_written_as_the_kernel_reads_them() -> None:
