@@ -76,14 +76,15 @@ def test_story(stack: Stack, crictl: Crictl, registry: str, tmp_path: Path) -> N
     container = crictl("create", pod, container_file, pod_file)
     assert crictl("start", container) == container
 
-    follower = crictl.spawn("logs", "-f", container)
-    assert follower.stdout is not None
-    assert read_until(follower.stdout.fileno(), b"begun\n") == b"begun\n"
+    with crictl.spawn("logs", "-f", container) as follower:
+        assert follower.stdout is not None
+        assert read_until(follower.stdout.fileno(), b"begun\n") == b"begun\n"
 
     assert crictl("exec", "-s", container, "hostname") == "tale"
     failed = crictl.run("exec", "-s", container, "sh", "-c", "echo out; exit 7", check=False)
-    assert (failed.stdout, failed.returncode) == ("out\n", 1)
-    assert "exit code 7" in failed.stderr + failed.stdout or "7" in failed.stderr
+    assert (failed.returncode, "exited with 7" in failed.stderr) == (1, True), failed.stderr
+    failed = crictl.run("exec", container, "sh", "-c", "echo out; echo err >&2; exit 7", check=False)
+    assert (failed.stdout, "exit code 7" in failed.stderr) == ("out\n", True), failed.stderr
 
     master, slave = pty.openpty()
     terminal = subprocess.Popen(
@@ -96,23 +97,19 @@ def test_story(stack: Stack, crictl: Crictl, registry: str, tmp_path: Path) -> N
     assert terminal.wait(20) != 0
     os.close(master)
 
-    attached = crictl.spawn("attach", "-i", container)
-    assert attached.stdin is not None
-    assert attached.stdout is not None
-    attached.stdin.write("ping\n")
-    attached.stdin.flush()
-    assert b"got:ping" in read_until(attached.stdout.fileno(), b"got:ping\n")
-    attached.kill()
-    attached.wait()
+    with crictl.spawn("attach", "-i", container) as attached:
+        assert attached.stdin is not None
+        assert attached.stdout is not None
+        attached.stdin.write("ping\n")
+        attached.stdin.flush()
+        assert b"got:ping" in read_until(attached.stdout.fileno(), b"got:ping\n")
 
     local = free_port()
-    forward = crictl.spawn("port-forward", pod, f"{local}:8080")
-    assert forward.stdout is not None
-    assert b"Forwarding from" in read_until(forward.stdout.fileno(), b"Forwarding from 127")
-    with socket.create_connection(("127.0.0.1", local), timeout=10) as connection:
-        assert connection.makefile().readline() == "hello\n"
-    forward.kill()
-    forward.wait()
+    with crictl.spawn("port-forward", pod, f"{local}:8080") as forward:
+        assert forward.stdout is not None
+        assert b"Forwarding from" in read_until(forward.stdout.fileno(), b"Forwarding from 127")
+        with socket.create_connection(("127.0.0.1", local), timeout=10) as connection:
+            assert connection.recv(100) == b"hello\n"
 
     (stats,) = crictl.json("stats", container)["stats"]
     assert int(stats["cpu"]["usageCoreNanoSeconds"]["value"]) > 0
@@ -122,7 +119,6 @@ def test_story(stack: Stack, crictl: Crictl, registry: str, tmp_path: Path) -> N
     status = crictl.json("inspect", container)["status"]
     assert status["state"] == "CONTAINER_EXITED"
     assert "got:ping\n" in crictl("logs", container) + "\n"
-    follower.wait(20)
     crictl("rm", container)
     crictl("stopp", pod)
     crictl("rmp", pod)

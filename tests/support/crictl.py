@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +36,23 @@ class Crictl:
 
     def json(self, *arguments: str) -> Any:
         """Run a command with `-o json` and return what it printed."""
-        return json.loads(self(*arguments, "-o", "json"))
+        verb, *rest = arguments
+        return json.loads(self(verb, "-o", "json", *rest))
 
-    def spawn(self, *arguments: str) -> "subprocess.Popen[str]":
-        """Start a command that goes on, its output in a pipe."""
-        return subprocess.Popen(
+    @contextmanager
+    def spawn(self, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+        """Run a command that goes on, its output in a pipe, and kill it at the end of the block."""
+        with subprocess.Popen(
             [*self.command, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-        )
+        ) as child:
+            try:
+                yield child
+            finally:
+                child.kill()
 
     def file(self, name: str, content: dict[str, Any]) -> str:
         """Write a pod or container configuration for runp and create."""

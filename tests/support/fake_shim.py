@@ -80,7 +80,7 @@ class Ticket:
     program: Program | None = None
     #: Answer to "begin" in place of starting.
     error: str = ""
-    #: Program's threads may go on after this many of its descriptors' owners closed; see FakeShim.leave_open.
+    #: Whether the output stays open after the exit, as a child that the program left behind would keep it.
     leave_open: bool = False
 
 
@@ -99,6 +99,8 @@ class FakeShim:
         self.connects: list[int] = []
         self._threads: list[threading.Thread] = []
         self._connections: list[socket.socket] = []
+        #: What every redemption is answered with instead of the ticket.
+        self.answer: dict[str, Any] | None = None
         self._start(self._accept)
 
     def exec(
@@ -132,14 +134,18 @@ class FakeShim:
         self._listener.close()
         for process in self.processes:
             process.gone.set()
-        for connection in self._connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        self.hang_up()
         for fd in self.left_open:
             os.close(fd)
         for thread in self._threads:
             thread.join(5)
             assert not thread.is_alive(), "a program of the fake shim did not end"
+
+    def hang_up(self) -> None:
+        """Close all sessions, as a shim does that dies."""
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def _add(self, ticket: Ticket) -> str:
         token = f"{NAME}-{secrets.token_hex(16)}"
@@ -174,7 +180,7 @@ class FakeShim:
                 if "redeem" in message:
                     ticket = self._tickets.pop(message["redeem"], None)
                     answer = {"ok": ticket.ok} if ticket else {"error": {"code": 5, "message": "unknown ticket"}}
-                    seqpacket.send(connection, answer)
+                    seqpacket.send(connection, self.answer or answer)
                 elif ticket and "begin" in message:
                     self.processes.append(process)
                     _resize(process, -1, message["begin"])

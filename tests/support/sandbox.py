@@ -182,7 +182,11 @@ class Sandbox:
             stub.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
             stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
         deadline = time.monotonic() + 15
-        while time.monotonic() < deadline and (
-            any((self.state / "bundles").glob("*")) or any((self.state / "s").glob("*"))
-        ):
+        while time.monotonic() < deadline and self.remains():
             time.sleep(0.02)
+
+    def remains(self) -> list[str]:
+        """Return what pods have left below root and state."""
+        homes = [self.state / name for name in ("bundles", "s", "shm", "netns")]
+        homes += [self.root / name for name in ("sandboxes", "containers")]
+        return [str(path) for home in homes for path in home.glob("*")]

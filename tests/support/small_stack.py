@@ -211,9 +211,9 @@ def status(pid: int) -> dict[str, str]:
 
 
 @contextmanager
-def small_stack(**options: int) -> Iterator[SmallStack]:
+def small_stack(uid: int = 0, gid: int = 0) -> Iterator[SmallStack]:
     """Prepare a stack, hand it to the test, and destroy it."""
-    stack = SmallStack(**options)
+    stack = SmallStack(uid, gid)
     stack.prepare()
     try:
         yield stack

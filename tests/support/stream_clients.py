@@ -126,7 +126,10 @@ class SpdyClient(Client):
         except BaseException:
             sock.close()
             raise
-        super().__init__(sock, rest)
+        self._start(sock, rest)
+
+    def _start(self, sock: socket.socket, rest: bytes) -> None:
+        Client.__init__(self, sock, rest)
         self.spdy = spdy.Connection(client=True)
         self.streams: dict[int, Received] = {}
         self.goaway = False

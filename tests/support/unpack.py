@@ -163,3 +163,8 @@ def mounted(mounts: Sequence[Mount], at: Path) -> Iterator[Path]:
         yield at
     finally:
         assert LIBC.umount2(str(at.resolve()).encode(), MNT_DETACH) == 0
+
+
+def run(*command: str) -> None:
+    """Run a program that must succeed."""
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
