@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from bulkhead.config.model import Cni
 from bulkhead.errors import InvalidArgument
 from sandbox_svc.cni import conf, template
 
@@ -40,6 +41,23 @@ def test_a_bad_template_is_named_and_nothing_written(tmp_path: Path, text: str, 
     assert str(source) in str(caught.value)
     assert reason in str(caught.value)
     assert not (tmp_path / "net.d").exists()
+
+
+def test_the_kubelet_s_ranges_are_applied_only_where_a_network_is_missing(tmp_path: Path) -> None:
+    """Without ranges or template, and beside a valid configuration, nothing is written; wrong ranges are refused."""
+    source = tmp_path / "cni.template"
+    source.write_text(TEMPLATE)
+    config = Cni(conf_dir=str(tmp_path / "net.d"), conf_template=str(source))
+    assert template.apply(config, "", configured=False) is None
+    assert template.apply(Cni(conf_dir=config.conf_dir), "10.1.0.0/24", configured=False) is None
+    assert template.apply(config, "10.1.0.0/24", configured=True) is None
+    with pytest.raises(InvalidArgument, match="pod CIDR"):
+        template.apply(config, "10.1.0.0/24,none", configured=True)
+    assert not (tmp_path / "net.d").exists()
+    assert (
+        template.apply(config, "10.1.0.0/24, fd01::/64", configured=False)
+        == tmp_path / "net.d/10-bulkhead-net.conflist"
+    )
 
 
 def test_routes_follow_the_families() -> None:

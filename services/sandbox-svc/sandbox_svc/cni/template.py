@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from bulkhead.config.model import Cni
 from bulkhead.errors import InvalidArgument
 from bulkhead.files import write_atomic
 from sandbox_svc.cni import gotemplate
@@ -34,6 +35,21 @@ def default_routes(cidrs: Sequence[str]) -> list[str]:
     except ValueError as error:
         raise InvalidArgument(f"pod CIDR: {error}") from error
     return [route for family, route in ((4, "0.0.0.0/0"), (6, "::/0")) if family in families]
+
+
+def apply(config: Cni, pod_cidr: str, *, configured: bool) -> Path | None:
+    """Do what UpdateRuntimeConfig asks for: write the node's network from the template, and return the file.
+
+    pod_cidr is the kubelet's list of ranges, separated by commas. Nothing is done, as in containerd, without ranges,
+    without a template, or where the node has a valid configuration already (configured).
+    """
+    ranges = [text.strip() for text in pod_cidr.split(",") if text.strip()]
+    if not ranges or not config.conf_template:
+        return None
+    default_routes(ranges)  # ranges that are none are the caller's mistake, whatever is configured
+    if configured:
+        return None
+    return write_from_template(Path(config.conf_template), Path(config.conf_dir), ranges)
 
 
 def write_from_template(template: Path, conf_dir: Path, pod_cidrs: Sequence[str]) -> Path:
