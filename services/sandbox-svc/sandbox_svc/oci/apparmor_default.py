@@ -1,8 +1,8 @@
 """The AppArmor profile of containers that ask for the runtime's default: made and loaded where it is not yet.
 
 It confines as containerd's of the same name does: a program may do everything with files, network and capabilities, but
-mount nothing, not write to the parts of /proc and /sys that are the node's, and take signals only from its like and from
-what runs containers.
+mount nothing, not write to the parts of /proc and /sys that are the node's, and take signals only from its like and
+from what runs containers.
 """
 
 import logging
