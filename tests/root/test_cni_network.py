@@ -202,13 +202,15 @@ def test_a_host_port_leads_to_the_pod(host: Host) -> None:
 
 
 def test_a_failing_plugin_leaves_nothing(host: Host) -> None:
-    """When a later plugin of the chain fails, the error names it and the earlier ones are undone."""
+    """When a later plugin of the chain fails, the error names it and the plan undoes the earlier ones."""
     broken = [conflist(host.directory)["plugins"][0], {"type": "tuning", "sysctl": {"net.no.such": "1"}}]
     host.write(plugins=broken)
     manager = host.manager()
     pod = host.pod("pod")
+    plan = manager.plan(pod)
     with pytest.raises(Unavailable, match=r'CNI ADD eth0: network "test", plugin "tuning" \(2 of 2\): failed after'):
-        manager.add(pod)
+        manager.add(pod, plan)
+    manager.delete(pod, plan)
     assert host.leases == []
     assert links() == {"lo", "bh-test0"}
 

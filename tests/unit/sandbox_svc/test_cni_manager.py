@@ -145,18 +145,21 @@ def test_delete_of_what_is_gone_succeeds(plugins: Plugins, conf_dir: Path, compl
     manager(conf_dir).delete(POD, None)
 
 
-def test_a_failed_add_is_undone_and_explained(plugins: Plugins, conf_dir: Path) -> None:
-    """The error has command, interface, network, plugin, code, message and details; what was done is undone."""
+def test_a_failed_add_is_explained_and_its_plan_undone(plugins: Plugins, conf_dir: Path) -> None:
+    """The error has command, interface, network, plugin, code, message and details; the plan is enough to undo it."""
     write(conf_dir, "bridge", "tuning")
     failure = {"code": 11, "msg": "try again", "details": "datastore is down"}
-    plugins.answer = lambda verb, kind, conf: (1, json.dumps(failure)) if kind == "tuning" else (0, json.dumps(RESULT))
+    plugins.answer = lambda verb, kind, conf: (int((verb, kind) == ("ADD", "tuning")), json.dumps(failure | RESULT))
+    subject = manager(conf_dir)
+    plan = subject.plan(POD)
     with pytest.raises(Unavailable) as caught:
-        manager(conf_dir).add(POD)
+        subject.add(POD, plan)
+    subject.delete(POD, plan)
     assert str(caught.value).startswith('CNI ADD eth0: network "net", plugin "tuning" (2 of 2): failed after 0.0 s: ')
     assert str(caught.value).endswith("try again (code 11): datastore is down")
     assert isinstance(caught.value, plugin.PluginFailed)
     assert caught.value.cni_code == plugin.TRY_AGAIN_LATER
-    assert plugins.verbs == ["ADD bridge", "ADD tuning", "DEL tuning"]
+    assert plugins.verbs == ["ADD bridge", "ADD tuning", "DEL tuning", "DEL bridge"]
 
 
 @pytest.mark.parametrize(
@@ -249,13 +252,16 @@ def test_gc_hands_over_what_is_valid(plugins: Plugins, conf_dir: Path) -> None:
     assert len(plugins.calls) == 1
 
 
-def test_one_failing_network_undoes_all(plugins: Plugins, conf_dir: Path) -> None:
-    """With several networks the failure of one detaches the pod from the others."""
+def test_one_failing_network_fails_the_pod(plugins: Plugins, conf_dir: Path) -> None:
+    """With several networks the failure of one is raised, and the plan detaches from all."""
     write(conf_dir, "bridge")
     write(conf_dir, "tuning", file="20-second.conflist", name="second")
     plugins.answer = lambda verb, kind, conf: (int(kind == "tuning" and verb == "ADD"), json.dumps(RESULT))
+    subject = manager(conf_dir, max_conf_num=0, setup_serially=True)
+    plan = subject.plan(POD)
     with pytest.raises(Unavailable, match='CNI ADD eth1: network "second"'):
-        manager(conf_dir, max_conf_num=0, setup_serially=True).add(POD)
+        subject.add(POD, plan)
+    subject.delete(POD, plan)
     assert plugins.verbs == ["ADD bridge", "ADD tuning", "DEL bridge", "DEL tuning"]
 
 

@@ -106,7 +106,7 @@ class Manager:
     def add(self, attachment: Attachment, plan: AddResult | None = None) -> AddResult:
         """Attach a pod to every network of the plan (made now if not given), and return its addresses and results.
 
-        If one network fails, those of this pod are detached again before the error is raised.
+        On an error some of the plan may have been done: the caller has to `delete` it.
         """
         planned = (plan or self.plan(attachment)).networks
         with metrics.stage("cni_gate"):
@@ -114,9 +114,6 @@ class Manager:
         try:
             with metrics.stage("cni_add"):
                 return self._attach(planned, attachment)
-        except BaseException:
-            self._undo(planned, attachment)
-            raise
         finally:
             self._gate.release()
 
@@ -214,13 +211,6 @@ class Manager:
                 f"{attachment.sandbox_id} no address"
             )
         return AddResult(networks, prefer(found, self._config.ip_pref))
-
-    def _undo(self, planned: Sequence[NetworkResult], attachment: Attachment) -> None:
-        """Detach after a failed ADD; what fails here is left to the pod's own removal."""
-        try:
-            self.delete(attachment, AddResult(tuple(replace(network, result=None) for network in planned)))
-        except Exception as error:  # the ADD's own error matters more
-            logger.warning("sandbox %s: undoing the failed ADD failed too: %s", attachment.sandbox_id, error)
 
     @staticmethod
     def _work(
