@@ -38,6 +38,9 @@ class Frontend:
         self.watch.start()
         metrics.serve("cri-frontend", self.watch.readiness, port=config.bulkhead.metrics_ports.get("cri-frontend", -1))
         socket = paths.cri_socket(config.state)
+        # Whoever holds the lock may: what is there is a dead frontend's, perhaps given to a user (grpc.uid) whose
+        # sockets this one may not even probe.
+        socket.unlink(missing_ok=True)
         # With a gid configured, the launcher gives the socket that group.
         self.server = rpc.server(self._register, str(socket), 0o660 if config.grpc.gid else 0o600)
         logger.info("serving the CRI on %s", socket)

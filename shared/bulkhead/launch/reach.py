@@ -8,7 +8,6 @@ from pathlib import Path
 from bulkhead.errors import FailedPrecondition
 from bulkhead.launch.users import User
 
-
 #: What helps where it is the installation that a service's user cannot reach.
 INSTALLED = "install Bulkhead where every user can reach it, such as /opt or /usr/lib, or run"
 
