@@ -43,11 +43,12 @@ class Process:
         except OSError:
             return b""
 
-    def write(self, data: bytes, *, error: bool = False) -> None:
-        """Write all of the data to standard output or error."""
+    def write(self, data: bytes, *, error: bool = False) -> int:
+        """Write all of the data to standard output or error; returns 0, so that a program may be one expression."""
         view = memoryview(data)
         while view:
             view = view[os.write(self.stderr if error else self.stdout, view) :]
+        return 0
 
 
 #: Runs until it returns its exit code.
@@ -215,7 +216,9 @@ class FakeShim:
                     theirs[name] = other
                 else:
                     setattr(process, name, os.open("/dev/null", os.O_RDWR))
-        seqpacket.send(connection, {"started": {"fds": list(theirs)}}, list(theirs.values()))
+        # The client may have hung up already; the program then finds its pipes closed.
+        with contextlib.suppress(OSError):
+            seqpacket.send(connection, {"started": {"fds": list(theirs)}}, list(theirs.values()))
         for fd in theirs.values():
             os.close(fd)
         self._start(self._run, connection, ticket, process)
@@ -242,7 +245,7 @@ class FakeShim:
             text = f"connect to 127.0.0.1:{port}: {error.strerror}"
             seqpacket.send(connection, {"failed": {"id": id, "message": text}})
             return
-        with made:
+        with made, contextlib.suppress(OSError):
             seqpacket.send(connection, {"connected": {"id": id}}, [made.fileno()])
 
 

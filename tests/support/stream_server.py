@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from stream_svc.server import Server
@@ -40,3 +41,7 @@ class RunningServer:
         self.stop()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
+
+
+#: Makes servers with limits of the caller's choice.
+ServerMaker = Callable[..., RunningServer]

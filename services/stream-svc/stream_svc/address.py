@@ -19,8 +19,8 @@ def listen(address: str, port: str, memory: Path) -> socket.socket:
     """
     number = _number(port)
     if number == 0:
-        with contextlib.suppress(OSError, ValueError):
-            return _bind(address, int(memory.read_text()))
+        with contextlib.suppress(OSError, InvalidArgument, UnicodeDecodeError):
+            return _bind(address, _number(memory.read_text()))
     try:
         listener = _bind(address, number)
     except OSError as error:

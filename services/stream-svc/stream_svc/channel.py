@@ -5,10 +5,6 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
 
-#: Received bytes that may wait here before the whole connection is no longer read: neither SPDY as Kubernetes speaks
-#: it nor its WebSocket channels can hold back one stream alone.
-ROOM = 256 * 1024
-
 
 class Carrier(Protocol):
     """What takes a channel's bytes to the client."""
@@ -76,13 +72,13 @@ class Channel:
     # ---- for the multiplexer
 
     @property
-    def full(self) -> bool:
-        """Whether more waits here than there is room for."""
-        return self._size > ROOM
+    def size(self) -> int:
+        """Received bytes that wait to be read."""
+        return self._size
 
-    async def room(self) -> None:
-        """Wait until the session has read so much that there is room."""
-        while self.full:
+    async def shrink(self, limit: int) -> None:
+        """Wait until the session has left no more than `limit` bytes unread."""
+        while self._size > limit:
             self._taken.clear()
             await self._taken.wait()
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from stream_svc import spdy_events, websocket
 from stream_svc.channel import Channel
@@ -13,6 +13,10 @@ from stream_svc.wire import Wire
 
 logger = logging.getLogger(__name__)
 
+#: Received bytes that may wait in one channel, and in all of them, before the connection is no longer read: neither
+#: SPDY as Kubernetes speaks it nor its WebSocket channels can hold back one stream alone.
+CHANNEL_ROOM = 256 * 1024
+TOTAL_ROOM = 4 * 1024 * 1024
 #: Seconds between two looks at whether a client that is not being read from has hung up.
 _LOOK = 2.0
 #: Seconds that what is queued may take to reach a client at the end, and that its own close is waited for.
@@ -47,22 +51,23 @@ class Multiplexer(ABC):
             pass  # the client is gone, which is all that there is to know
         finally:
             self.closed.set()
-            for channel in self._channels():
+            for channel in list(self._channels()):
                 channel.lose()
 
     async def _take(self, data: bytes) -> None:
         for channel in self._dispatch(data):
-            while channel.full:
-                await self._room(channel)
+            limit = min(CHANNEL_ROOM, TOTAL_ROOM // max(len(self._channels()), 1))
+            while channel.size > limit:
+                await self._room(channel, limit)
         if self._send_pending():
             # Only answers (pongs, resets) wait here, so that a client that reads none cannot pile them up.
             await self._wire.drain()
 
-    async def _room(self, channel: Channel) -> None:
+    async def _room(self, channel: Channel, limit: int) -> None:
         """Wait for room, looking now and then for the hang-up that an unread connection would hide."""
         try:
             async with asyncio.timeout(_LOOK):
-                await channel.room()
+                await channel.shrink(limit)
         except TimeoutError:
             if self._wire.gone():
                 raise ConnectionResetError("the client hung up") from None
@@ -73,7 +78,7 @@ class Multiplexer(ABC):
         The client must close first: closing a socket with unread bytes resets it, and the reset would overtake the
         last of the output.
         """
-        for channel in self._channels():
+        for channel in list(self._channels()):
             channel.discard()
         try:
             with contextlib.suppress(ConnectionError, TimeoutError):
@@ -107,7 +112,7 @@ class Multiplexer(ABC):
         """Return the bytes that the protocol wants sent."""
 
     @abstractmethod
-    def _channels(self) -> list[Channel]:
+    def _channels(self) -> Collection[Channel]:
         """Return the channels that are open."""
 
     @abstractmethod

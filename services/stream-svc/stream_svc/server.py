@@ -35,6 +35,8 @@ CONNECTION_LIMIT = 1024
 HEAD_TIMEOUT = 10.0
 #: Seconds that sessions get to end when the service stops.
 STOP_LIMIT = 3.0
+#: Seconds that a refused client gets to read why.
+_GOODBYE = 2.0
 #: Bytes asyncio reads ahead of us.
 _READ_AHEAD = 64 * 1024
 
@@ -114,8 +116,7 @@ class Server:
             REFUSED.labels(str(refused.status)).inc()
             logger.info("refused with %d: %s", refused.status, refused)
             head.refuse(refused)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(writer.drain(), HEAD_TIMEOUT)
+            await _say_goodbye(reader, writer)
             return
         try:
             wire = SocketWire(reader, writer, head.switch(upgrade.headers))
@@ -158,6 +159,18 @@ class Server:
             session.close()
             raise Refused(400, f"{len(ports)} ports in the request, a WebSocket carries 1 to 127")
         return session
+
+
+async def _say_goodbye(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Let the client read the answer: closing with unread bytes would reset the connection before it has."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_GOODBYE):
+            await writer.drain()
+            # TLS has no half-close: its client goes by the Content-Length.
+            if writer.can_write_eof():
+                writer.write_eof()
+                while await reader.read(_READ_AHEAD):
+                    pass
 
 
 def _peer(writer: asyncio.StreamWriter) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from stream_svc import spdy
 from stream_svc.channel import Channel
@@ -90,8 +90,8 @@ class SpdyMultiplexer(Multiplexer):
     def _pending(self) -> bytes:
         return self._spdy.take()
 
-    def _channels(self) -> list[Channel]:
-        return list(self._open.values())
+    def _channels(self) -> Collection[Channel]:
+        return self._open.values()
 
     def _over(self) -> bool:
         # GOAWAY announces the end; streams that are still open live on.

@@ -1,6 +1,6 @@
 """A WebSocket connection whose messages carry a fixed set of channels."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from stream_svc import websocket
 from stream_svc.channel import Channel
@@ -53,7 +53,7 @@ class WebSocketMultiplexer(Multiplexer):
     def _pending(self) -> bytes:
         return self._ws.take()
 
-    def _channels(self) -> list[Channel]:
+    def _channels(self) -> Collection[Channel]:
         return self.channels
 
     def _over(self) -> bool:

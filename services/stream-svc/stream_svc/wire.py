@@ -44,6 +44,7 @@ class SocketWire:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, received: bytes = b"") -> None:
         self._reader, self._writer, self._received = reader, writer, received
         writer.transport.set_write_buffer_limits(WRITE_BUFFER)
+        _keep_alive(writer.get_extra_info("socket"))
 
     async def read(self) -> bytes:
         """Return what has arrived; a connection that was reset counts as ended."""
@@ -68,7 +69,8 @@ class SocketWire:
 
     async def flush(self) -> None:
         """Wait until the kernel has everything."""
-        self._writer.transport.set_write_buffer_limits(0)
+        # Not 0: asyncio's TLS transport would count an empty buffer as full.
+        self._writer.transport.set_write_buffer_limits(high=1, low=0)
         await self._writer.drain()
 
     def end(self) -> None:
@@ -96,6 +98,13 @@ class SocketWire:
             transport.close()
 
 
+def _keep_alive(sock: socket.socket) -> None:
+    """Have the kernel find out about clients whose machine is gone: after 30 s of silence, five questions in 75 s."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 5)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 class TunnelWire:
     """Carries bytes in the binary messages of a WebSocket (subprotocols `SPDY/3.1+…`)."""
 
@@ -111,7 +120,9 @@ class TunnelWire:
             if not data:
                 break
             payload = self._unpack(data)
-            self._inner.write(self._ws.take())
+            if answers := self._ws.take():
+                self._inner.write(answers)
+                await self._inner.drain()
             if payload:
                 return payload
         return b""

@@ -1,16 +1,19 @@
 """A real server in a thread of its own, and the fake shim that it redeems tickets at."""
 
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from stream_svc.session import Limits
 from support.fake_shim import FakeShim
-from support.stream_server import RunningServer
+from support.stream_server import RunningServer, ServerMaker
 
-ServerMaker = Callable[..., RunningServer]
+# A machine busy with other things is no failure of a parser.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture
