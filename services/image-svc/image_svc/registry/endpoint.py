@@ -49,7 +49,9 @@ class Endpoint:
         self._namespace = namespace
         self._repository = repository
         self._scheme = host.scheme
-        self._authorizer = Authorizer(host.origin, f"repository:{repository}:pull", credentials, self._send_whole)
+        self._authorizer = Authorizer(
+            lambda: self.origin, f"repository:{repository}:pull", credentials, self._send_whole
+        )
         self._timeout = httpx.Timeout(read_timeout, connect=host.dial_timeout, pool=None)
         self._transport = transport
         self._lock = threading.Lock()

@@ -20,7 +20,7 @@ Send = Callable[[httpx.Request], httpx.Response]
 class Authorizer:
     """Keeps the Authorization header for one repository and gets a new one when the registry asks for it."""
 
-    def __init__(self, origin: str, scope: str, credentials: Credentials, send: Send) -> None:
+    def __init__(self, origin: Callable[[], str], scope: str, credentials: Credentials, send: Send) -> None:
         self._origin = origin
         self._scope = scope
         self._credentials = credentials
@@ -79,9 +79,9 @@ class Authorizer:
         except ValueError:
             sound = False
         if not sound:
-            raise HostFailure(Unauthenticated(f"{what}: {self._origin} asks for a token from {realm[:200]!r}"))
-        if parts.scheme == "http" and self._origin.startswith("https:") and self._credentials:
-            text = f"{what}: {self._origin} asks for credentials to be sent unencrypted to {parts.netloc}"
+            raise HostFailure(Unauthenticated(f"{what}: {self._origin()} asks for a token from {realm[:200]!r}"))
+        if parts.scheme == "http" and self._origin().startswith("https:") and self._credentials:
+            text = f"{what}: {self._origin()} asks for credentials to be sent unencrypted to {parts.netloc}"
             raise HostFailure(PermissionDenied(text))
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 

@@ -1,0 +1,268 @@
+"""image-svc and its unpack helper as they run on a node, over Debian's docker-registry."""
+
+import base64
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from bulkhead import rpc
+from bulkhead.proto import images_pb2, images_pb2_grpc
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from bulkhead.proto.runtime.v1 import api_pb2_grpc as cri_grpc
+from support.images import Image, Layer, Pusher, digest
+from support.registry import registry as run_registry
+
+pytestmark = pytest.mark.root
+
+BIN = Path(sys.executable).parent
+#: A user that owns nothing else; the real one is made at installation.
+USER = pwd.getpwnam("nobody")
+#: What `htpasswd -nbB tester secret-word` prints.
+HTPASSWD = "tester:$2y$04$V2S24DS8FNHr.5YZyTiIdeBMFA3GtT0Yn0A2AEPKQ1AtGTh.f9kYi\n"
+
+
+@dataclass
+class Service:
+    """A running image-svc with its helper."""
+
+    directory: Path
+    process: "subprocess.Popen[bytes]"
+
+    def __post_init__(self) -> None:
+        channel = rpc.channel(str(self.directory / "state/io.bulkhead/image-svc/grpc.sock"))
+        self.channel = channel
+        self.cri = cri_grpc.ImageServiceStub(channel)
+        self.run = images_pb2_grpc.ImagesStub(channel)
+
+    def pull(self, image: str, **auth: str) -> str:
+        """Pull an image and return its id."""
+        request = cri.PullImageRequest(image=cri.ImageSpec(image=image))
+        if auth:
+            request.auth.CopyFrom(cri.AuthConfig(**auth))
+        return str(self.cri.PullImage(request, timeout=60, wait_for_ready=True).image_ref)
+
+    def names(self) -> list[str]:
+        """Return the tags of all images."""
+        images = self.cri.ListImages(cri.ListImagesRequest(), timeout=5).images
+        return sorted(tag for image in images for tag in image.repo_tags)
+
+    @property
+    def log(self) -> str:
+        """Everything the service wrote so far."""
+        return (self.directory / "image-svc.log").read_text()
+
+
+def configure(directory: Path) -> Path:
+    """Lay out the directories as the supervisor does and write a configuration."""
+    root, state = directory / "root/io.bulkhead", directory / "state/io.bulkhead"
+    for path in (root / "snapshots", state / "image-svc", directory / "certs.d"):
+        path.mkdir(parents=True, exist_ok=True)
+    for path in (directory, directory / "root", directory / "state", root, root / "snapshots", state):
+        path.chmod(0o711)
+    for path in (root, state / "image-svc"):
+        os.chown(path, USER.pw_uid, USER.pw_gid)
+    config = directory / "config.toml"
+    config.write_text(
+        f"""version = 3
+root = "{directory}/root"
+state = "{directory}/state"
+[debug]
+level = "debug"
+[bulkhead]
+metrics_ports = {{ image-svc = 0 }}
+users = {{ image-svc = "nobody" }}
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "{directory}/certs.d"
+"""
+    )
+    return config
+
+
+@contextmanager
+def service(directory: Path) -> Iterator[Service]:
+    """Run image-svc without privileges, and its helper."""
+    config = configure(directory)
+    log = (directory / "image-svc.log").open("ab")
+    helper = subprocess.Popen([BIN / "image-svc-unpack", "--config", config], stdout=log, stderr=log)
+    drop = ["setpriv", f"--reuid={USER.pw_uid}", f"--regid={USER.pw_gid}", "--clear-groups", "--bounding-set=-all"]
+    process = subprocess.Popen([*drop, BIN / "image-svc", "--config", config], stdout=log, stderr=log)
+    made = Service(directory, process)
+    try:
+        yield made
+    finally:
+        made.channel.close()
+        for each in (process, helper):
+            each.send_signal(signal.SIGTERM)
+        for each in (process, helper):
+            try:
+                each.wait(10)
+            except subprocess.TimeoutExpired:
+                each.kill()
+                each.wait(10)
+        log.close()
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Return a directory that every user may search."""
+    directory = Path(tempfile.mkdtemp(prefix="bhimg"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def node(place: Path) -> Iterator[Service]:
+    """Run a service over a scratch directory."""
+    with service(place) as made:
+        yield made
+
+
+def test_pull_prepare_remove(node: Service, registry: str) -> None:
+    """An image is pulled, resolved, given a writable snapshot, and goes again with its last user."""
+    name = f"{registry}/busybox:1"
+
+    image_id = node.pull(name)
+
+    assert node.names() == [name]
+    resolved = node.run.Resolve(images_pb2.ResolveRequest(image=name), timeout=5)
+    assert (resolved.image_id, resolved.encrypted) == (image_id, False)
+    assert digest(resolved.config_json) == image_id
+    request = images_pb2.PrepareRequest(key="c1", image_id=image_id, manifest_digest=resolved.manifest_digest)
+    prepared = node.run.Prepare(request, timeout=10)
+    assert node.run.Prepare(request, timeout=10) == prepared
+    (mount,) = prepared.mounts
+    lower = Path(next(o for o in mount.options if o.startswith("lowerdir=")).partition("=")[2].partition(":")[0])
+    assert (lower / "bin/busybox").stat().st_uid == 0
+    assert Path(prepared.upper_dir).is_dir()
+    assert Path(f"/proc/{node.process.pid}/status").read_text().count("CapEff:\t0000000000000000") == 1
+
+    for _ in range(2):
+        node.cri.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)), timeout=5)
+    assert node.names() == []
+    assert (lower / "bin/busybox").exists()
+    assert node.run.Retain(images_pb2.RetainRequest(keys=["c1", "lost"]), timeout=10).missing == ["lost"]
+    node.run.Retain(images_pb2.RetainRequest(), timeout=10)
+    deadline = time.monotonic() + 10
+    while lower.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not lower.exists()
+    assert not Path(prepared.upper_dir).exists()
+
+
+def test_formats(node: Service, registry: str) -> None:
+    """gzip, zstd and Docker schema 2 images are the same file system, pulled side by side."""
+    first = node.pull(f"{registry}/busybox:1")
+    calls = [
+        node.cri.PullImage.future(
+            cri.PullImageRequest(image=cri.ImageSpec(image=f"{registry}/busybox:{tag}")), timeout=60
+        )
+        for tag in "123"
+    ]
+
+    assert {call.result().image_ref for call in calls} == {first}
+    (image,) = node.cri.ListImages(cri.ListImagesRequest(), timeout=5).images
+    assert len(image.repo_tags) == 3
+    info = node.cri.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=5)
+    assert info.image_filesystems[0].used_bytes.value > image.size
+    status = node.cri.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=first), verbose=True), timeout=5)
+    assert '"imageSpec"' in status.info["info"]
+
+
+@pytest.fixture
+def private(tmp_path_factory: pytest.TempPathFactory, own_network: None) -> Iterator[str]:
+    """Run a registry that asks for a name and a password, holding app:1."""
+    directory = tmp_path_factory.mktemp("private")
+    (directory / "htpasswd").write_text(HTPASSWD)
+    with run_registry(directory, directory / "htpasswd") as address:
+        basic = "Basic " + base64.b64encode(b"tester:secret-word").decode()
+        Pusher(address, basic).image("app", "1", Image([Layer().file("a", "b").tar()]))
+        yield address
+
+
+def test_basic_auth(node: Service, private: str) -> None:
+    """A private registry wants the right password, and says so; the password is in no log."""
+    name = f"{private}/app:1"
+    for auth in ({}, {"username": "tester", "password": "wrong-word"}):
+        with pytest.raises(grpc.RpcError) as caught:
+            node.pull(name, **auth)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert name in (caught.value.details() or "")
+        assert "401" in (caught.value.details() or "")
+    assert node.names() == []
+
+    node.pull(name, username="tester", password="secret-word")
+    node.pull(name, auth=base64.b64encode(b"tester:secret-word").decode())
+
+    assert node.names() == [name]
+    assert "secret-word" not in node.log
+    assert "wrong-word" not in node.log
+
+
+def test_mirror(node: Service, registry: str) -> None:
+    """A hosts.toml mirror serves an image under the upstream's name; a mistake in the file is told."""
+    directory = node.directory / "certs.d" / "upstream.invalid"
+    directory.mkdir()
+    (directory / "hosts.toml").write_text(f'[host."http://{registry}"]\ncapabilities = ["pull", "resolve"]\n')
+
+    node.pull("upstream.invalid/busybox:1")
+
+    assert node.names() == ["upstream.invalid/busybox:1"]
+    (directory / "hosts.toml").write_text('[host."x"]\ncapabilities = "pull"\n')
+    with pytest.raises(grpc.RpcError) as caught:
+        node.pull("upstream.invalid/busybox:2")
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"{directory}/hosts.toml" in (caught.value.details() or "")
+    assert "line 2" in (caught.value.details() or "")
+
+
+def test_hostile_layer(node: Service, registry: str) -> None:
+    """A layer that climbs out of its root is InvalidArgument that names the entry; nothing is listed."""
+    layer = Layer().file("../../../../tmp/bhimg-escaped", "x").tar()
+    Pusher(registry).image("hostile", "1", Image([layer]))
+
+    with pytest.raises(grpc.RpcError) as caught:
+        node.pull(f"{registry}/hostile:1")
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "bhimg-escaped" in (caught.value.details() or "")
+    assert node.names() == []
+
+
+def test_killed_and_started_again(place: Path, registry: str) -> None:
+    """After kill -9 everything is listed again and what a crash left is cleared away."""
+    with service(place) as first:
+        first.pull(f"{registry}/busybox:1")
+        first.process.kill()
+        first.process.wait(5)
+    stray = place / "root/io.bulkhead/blobs/sha256" / ("0" * 64)
+    stray.write_bytes(b"stray")
+    with service(place) as second:
+        second.pull(f"{registry}/pause:1")
+        assert second.names() == [f"{registry}/busybox:1", f"{registry}/pause:1"]
+        assert not stray.exists()
+        resolved = second.run.Resolve(images_pb2.ResolveRequest(image=f"{registry}/busybox:1"), timeout=5)
+        prepared = second.run.Prepare(images_pb2.PrepareRequest(key="c", image_id=resolved.image_id), timeout=10)
+        assert prepared.mounts
+
+
+def test_second_service_is_refused(node: Service, registry: str) -> None:
+    """Two services never share a store."""
+    node.pull(f"{registry}/pause:1")
+    config = node.directory / "config.toml"
+
+    second = subprocess.run([BIN / "image-svc", "--config", config], capture_output=True, timeout=20, check=False)
+
+    assert second.returncode == 1
+    assert b"another image-svc uses this store" in second.stderr

@@ -1,0 +1,247 @@
+"""The store, the read model over it and the garbage collector keep what is needed and nothing else."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound
+from image_svc.catalogue import Catalogue
+from image_svc.gc import PARTIAL_AGE
+from image_svc.store import Layer, NewImage, NewLayer, Snapshot, Store
+from support.fake_registry import FakeRegistry
+from support.image_node import Node
+from support.images import Image, digest
+
+
+def sha(text: str) -> str:
+    """Return the digest of a text."""
+    return digest(text.encode())
+
+
+def new_image(number: int, *names: str, user: str = "", encrypted: bool = False) -> NewImage:
+    """Return an image of one layer."""
+    layer = Layer(sha(f"blob{number}"), "t", 10, sha(f"diff{number}"), sha(f"chain{number}"), {"a": "b"})
+    manifest = sha(f"manifest{number}{encrypted}")
+    return NewImage(sha(f"config{number}"), manifest, "t", manifest, 30, encrypted, user, (layer,), names)
+
+
+@pytest.fixture
+def catalogue(node: Node) -> Catalogue:
+    """Return the read model of a store that holds two images."""
+    node.store.add_image(new_image(1, "docker.io/library/one:1", f"docker.io/library/one@{sha('x')}", user="www:www"))
+    node.store.add_image(new_image(2, "docker.io/library/two:latest", user="1000"))
+    return Catalogue(node.store, ("two", ""))
+
+
+def test_find(catalogue: Catalogue) -> None:
+    """An image is found by id, with or without its algorithm, by a prefix, by every name."""
+    one = sha("config1")
+    for text in (one, one[7:], one[7:20], one[:20], "one:1", "docker.io/library/one:1", f"one@{sha('x')}"):
+        assert catalogue.find(text).id == one
+    assert catalogue.find("two").id == sha("config2")
+
+
+@pytest.mark.parametrize("text", ["nosuch", sha("nosuch"), sha("nosuch")[7:], "one"])
+def test_not_found(catalogue: Catalogue, text: str) -> None:
+    """What is not here is NotFound, which names it."""
+    with pytest.raises(NotFound, match=text):
+        catalogue.find(text)
+
+
+def test_ambiguous_prefix(node: Node) -> None:
+    """A prefix of two ids is refused, unless it is also a name."""
+    prefix = "sha256:"
+    images = [new_image(n, f"q.io/x:{n}") for n in range(40)]
+    for each in images:
+        node.store.add_image(each)
+    catalogue = Catalogue(node.store, ())
+    digits = [each.id.removeprefix(prefix)[0] for each in images]
+    double = next(digit for digit in digits if digits.count(digit) > 1)
+
+    with pytest.raises(InvalidArgument, match="beginning of"):
+        catalogue.find(double)
+
+
+def test_messages(catalogue: Catalogue) -> None:
+    """Lists carry pinned, and a user by number or by name."""
+    one, two = catalogue.messages()
+
+    assert (one.username, one.HasField("uid"), one.pinned) == ("www", False, False)
+    assert (two.username, two.uid.value, two.pinned) == ("", 1000, True)
+
+
+def test_lists_come_from_memory(node: Node, catalogue: Catalogue) -> None:
+    """Nothing is read again until something has changed."""
+    first = catalogue.messages()
+    assert catalogue.messages()[0] is first[0]
+    node.store.add_image(new_image(3, "q.io/three:1"))
+    assert len(catalogue.messages()) == 3
+
+
+def test_remove_names(node: Node, catalogue: Catalogue) -> None:
+    """An image goes with its last name; doing it again is fine."""
+    node.store.remove_names(["docker.io/library/one:1"])
+    assert catalogue.find(sha("config1")).repo_tags == ()
+    for _ in range(2):
+        node.store.remove_names([f"docker.io/library/one@{sha('x')}"])
+        assert [each.id for each in catalogue.images()] == [sha("config2")]
+
+
+def test_encrypted_twin(node: Node) -> None:
+    """A plain and an encrypted manifest share an image; which of them came encrypted stays known by name."""
+    node.store.add_image(new_image(1, "q.io/plain:1"))
+    node.store.add_image(new_image(1, "q.io/locked:1", encrypted=True))
+
+    (found,) = Catalogue(node.store, ()).images()
+
+    assert found.encrypted == {found.manifests["q.io/locked:1"]}
+    assert found.manifests["q.io/plain:1"] not in found.encrypted
+
+
+def test_survives_a_restart(tmp_path: Path) -> None:
+    """What was committed is there again; a newer format is refused."""
+    store = Store(tmp_path / "images.db")
+    store.add_image(new_image(1, "q.io/x:1"))
+    names = store.new_names(3)
+    store.close()
+
+    store = Store(tmp_path / "images.db")
+    assert names == [1, 2, 3]
+    assert store.new_names(1) == [4]
+    (layer,) = store.manifest_layers(new_image(1).manifest)
+    assert (layer, layer.annotations) == (new_image(1).layers[0], {"a": "b"})
+    store.close()
+
+    with sqlite3.connect(tmp_path / "images.db") as raw:
+        raw.execute("PRAGMA user_version=99")
+    raw.close()
+    with pytest.raises(FailedPrecondition, match="newer"):
+        Store(tmp_path / "images.db")
+
+
+def test_layers_committed_twice(node: Node) -> None:
+    """The first of two pulls that unpacked one chain wins; the other learns that its directory does not count."""
+    first = NewLayer(sha("c"), "", sha("d"), 1, 10, 2)
+
+    assert node.store.add_layers([first]) == {1}
+    assert node.store.add_layers([replace(first, name=2)]) == set()
+    assert node.store.chain(sha("c")) == [1]
+    assert node.store.chain(sha("unknown")) is None
+    assert node.store.chain("") == []
+
+
+def test_snapshots(node: Node) -> None:
+    """A key keeps the snapshot it was given first."""
+    made = Snapshot("c1", 5, "overlayfs", "i", "m", "")
+
+    assert node.store.add_snapshot(made) == made
+    assert node.store.add_snapshot(replace(made, name=6)) == made
+    assert node.store.snapshots(before=time.time_ns()) == [made]
+    assert node.store.snapshots(before=1) == []
+    node.store.remove_snapshot("c1")
+    node.store.remove_snapshot("c1")
+    assert node.store.snapshot("c1") is None
+
+
+def test_collection(node: Node, registry: FakeRegistry, image: Image) -> None:
+    """What a removed image leaves goes, except layers that a container stands on."""
+    registry.push("app", "1", image)
+    node.pull(f"{registry.address}/app:1")
+    (found,) = node.catalogue.images()
+    node.collector.collect()
+    assert len(list(node.content.digests())) == 4
+    second = node.store.manifest_layers(next(iter(found.manifests.values())))[1]
+    node.store.add_snapshot(Snapshot("c1", node.store.new_names(1)[0], "overlayfs", found.id, "m", second.chain_id))
+
+    node.store.remove_names(found.names)
+    node.collector.collect()
+
+    assert list(node.content.digests()) == []
+    assert set(node.unpack.trees) == {"1", "2"}
+    node.store.remove_snapshot("c1")
+    node.collector.collect()
+    assert node.unpack.trees == {}
+
+
+def test_collection_spares_what_a_pull_claims(node: Node, registry: FakeRegistry, image: Image) -> None:
+    """Blobs and layers that a pull under way counts on are left alone until it ends."""
+    registry.push("app", "1", image)
+    node.pull(f"{registry.address}/app:1")
+    (found,) = node.catalogue.images()
+    layers = node.store.manifest_layers(next(iter(found.manifests.values())))
+    with node.leases.lease() as lease:
+        lease.claim(layers[0].digest, layers[-1].chain_id)
+        node.store.remove_names(found.names)
+        node.collector.collect()
+        assert list(node.content.digests()) == [layers[0].digest]
+        assert node.store.layer(layers[-1].chain_id) is not None
+    node.collector.collect()
+    assert list(node.content.digests()) == []
+
+
+def test_discarded_layers(make_node: Callable[..., Node], registry: FakeRegistry, image: Image) -> None:
+    """With discard_unpacked_layers only manifest and configuration stay as blobs, and the image stays whole."""
+    registry.push("app", "1", image)
+    node = make_node(options={"discard_unpacked_layers": True})
+    node.pull(f"{registry.address}/app:1")
+
+    node.collector.collect()
+
+    assert set(node.content.digests()) == {digest(image.manifest()), digest(image.blobs()[0])}
+    (found,) = node.catalogue.images()
+    assert node.store.chain(found.chain_id) == [1, 2, 3]
+
+
+def test_old_partials(node: Node) -> None:
+    """A partial download is kept for a day."""
+    fresh, old = node.content.partial(sha("fresh")), node.content.partial(sha("old"))
+    for path, age in ((fresh, 60.0), (old, PARTIAL_AGE + 60)):
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+
+    node.collector.collect()
+
+    assert (fresh.exists(), old.exists()) == (True, False)
+
+
+def test_recovery(make_node: Callable[..., Node], registry: FakeRegistry, image: Image) -> None:
+    """After a crash: what has no record goes, and an image that lost a layer is listed no more."""
+    registry.push("app", "1", image)
+    node = make_node()
+    node.pull(f"{registry.address}/app:1")
+    unpack = node.unpack
+    unpack.trees["9"] = []
+    node.store.new_names(10)
+    node.content.path(sha("stray")).write_bytes(b"stray")
+    node.content.remove(digest(image.manifest()))
+
+    node = make_node(unpack=unpack)
+    node.collector.recover_blobs()
+    node.collector.recover_directories()
+    assert "9" not in unpack.trees
+    assert not node.content.has(sha("stray"))
+    assert digest(image.manifest()) not in node.store.blobs()
+    assert len(node.catalogue.images()) == 1
+
+    unpack.trees.pop("2")
+    node = make_node(unpack=unpack)
+    node.collector.recover_directories()
+    assert node.catalogue.images() == []
+    node.pull(f"{registry.address}/app:1")
+    assert len(node.catalogue.images()) == 1
+
+
+def test_recovery_spares_new_directories(make_node: Callable[..., Node]) -> None:
+    """Directories of pulls that began after the start are not taken for leftovers."""
+    node = make_node()
+    (name,) = node.store.new_names(1)
+    node.unpack.trees[str(name)] = []
+
+    node.collector.recover_directories()
+
+    assert str(name) in node.unpack.trees
