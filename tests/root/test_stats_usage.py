@@ -3,9 +3,11 @@
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,18 +21,35 @@ from sandbox_svc.stats import Collector, ContainerSource, PodSource
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def group() -> Iterator[str]:
-    """A group of the test's own, with whatever is left in it killed afterwards."""
+UNIFIED = cgroup.ROOT / "unified"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of the test's own, and the root of the hierarchies it is in."""
+
+    path: str
+    root: Path
+
+    def processes(self) -> set[int]:
+        return cgroup.processes(self.path, self.root)
+
+
+@pytest.fixture(params=[cgroup.ROOT, UNIFIED], ids=["host", "unified"])
+def group(request: pytest.FixtureRequest) -> Iterator[Group]:
+    """A group in the host's hierarchies, and one in the version 2 tree of a hybrid host."""
+    root = request.param
+    if root == UNIFIED and cgroup.mode() != "hybrid":
+        pytest.skip("the host is not hybrid")
     path = f"/bulkhead-test-{os.getpid()}"
     try:
-        cgroup.create(f"{path}/container")
+        cgroup.create(f"{path}/container", root)
     except OSError as error:
         pytest.skip(f"control groups cannot be made here: {error}")
-    yield path
-    assert cgroup.kill(path)
-    cgroup.remove(path)
-    assert cgroup.directories(path) == []
+    yield Group(path, root)
+    assert cgroup.kill(path, root=root)
+    cgroup.remove(path, root)
+    assert cgroup.directories(path, root) == []
 
 
 @pytest.fixture
@@ -42,31 +61,32 @@ def pins() -> Iterator[Path]:
             netns.remove(path)
 
 
-def start_in(group: str, script: str) -> subprocess.Popen[bytes]:
-    """Start a shell script inside a group, in every hierarchy."""
-    joins = "".join(f"echo $$ > {path}/cgroup.procs; " for path in cgroup.directories(group))
+def start_in(group: Group, script: str) -> subprocess.Popen[bytes]:
+    """Start a shell script inside the group's child `container`, in every hierarchy."""
+    directories = cgroup.directories(f"{group.path}/container", group.root)
+    joins = "".join(f"echo $$ > {path}/cgroup.procs; " for path in directories)
     return subprocess.Popen(["sh", "-c", joins + script])
 
 
-def wait_for_processes(group: str, count: int) -> set[int]:
+def wait_for_processes(group: Group, count: int) -> set[int]:
     for _ in range(500):
-        found = cgroup.processes(group)
+        found = group.processes()
         if len(found) >= count:
             return found
         time.sleep(0.01)
-    raise AssertionError(f"{group} has only {cgroup.processes(group)}")
+    raise AssertionError(f"{group} has only {group.processes()}")
 
 
-def test_a_busy_container_shows_up(group: str) -> None:
-    """Processor time, memory and number of real processes are counted, in container and pod."""
-    collector = Collector(period=0.1, layer_period=10)
-    container = ContainerSource("c", f"{group}/container", cri.ContainerAttributes(id="c"))
-    pod = PodSource("p", group, cri.PodSandboxAttributes(id="p"), containers=[container])
-    child = start_in(container.cgroup, "while :; do :; done")
+def test_a_busy_container_shows_up(group: Group) -> None:
+    """Processor time of real processes is counted, in container and pod; so are memory and processes where they can."""
+    collector = Collector(period=0.1, layer_period=10, root=group.root)
+    container = ContainerSource("c", f"{group.path}/container", cri.ContainerAttributes(id="c"))
+    pod = PodSource("p", group.path, cri.PodSandboxAttributes(id="p"), containers=[container])
+    child = start_in(group, f"exec {sys.executable} -c 'data = bytearray(20 << 20)\nwhile True: pass'")
     try:
-        wait_for_processes(container.cgroup, 1)
+        wait_for_processes(group, 1)
         collector.pod_stats(pod)
-        time.sleep(0.4)
+        time.sleep(0.5)
         stats = collector.pod_stats(pod).linux
     finally:
         child.kill()
@@ -75,25 +95,28 @@ def test_a_busy_container_shows_up(group: str) -> None:
     assert one.cpu.usage_core_nano_seconds.value > 50_000_000
     assert 50_000_000 < one.cpu.usage_nano_cores.value < 2_000_000_000
     assert stats.cpu.usage_core_nano_seconds.value >= one.cpu.usage_core_nano_seconds.value
-    assert one.memory.usage_bytes.value > 0
-    assert stats.process.process_count.value == 1
+    if group.root == cgroup.ROOT:
+        assert one.memory.usage_bytes.value > 20 << 20
+        assert stats.process.process_count.value == 1
+    elif (UNIFIED / "cpu.pressure").exists():
+        assert one.cpu.HasField("psi")
     collector.close()
 
 
-def test_kill_leaves_no_process_behind(group: str) -> None:
+def test_kill_leaves_no_process_behind(group: Group) -> None:
     """A group that forks without pause and ignores signals is empty after kill."""
-    child = start_in(f"{group}/container", "trap '' TERM; while :; do sleep 30 & sleep 0.01; done")
+    child = start_in(group, "trap '' TERM; while :; do sleep 30 & sleep 0.01; done")
     wait_for_processes(group, 4)
-    assert cgroup.kill(group)
-    assert cgroup.processes(group) == set()
+    assert cgroup.kill(group.path, root=group.root)
+    assert group.processes() == set()
     assert child.wait(timeout=5) == -signal.SIGKILL
 
 
-def test_kill_finds_stopped_processes(group: str) -> None:
+def test_kill_finds_stopped_processes(group: Group) -> None:
     """A stopped process dies, too."""
-    child = start_in(f"{group}/container", "kill -STOP $$; sleep 30")
+    child = start_in(group, "kill -STOP $$; sleep 30")
     os.waitid(os.P_PID, child.pid, os.WSTOPPED)
-    assert cgroup.kill(group)
+    assert cgroup.kill(group.path, root=group.root)
     child.wait(timeout=5)
 
 
