@@ -201,16 +201,14 @@ class _Parser:
         self.loops += kind == "range"
         body, stop = self.nodes()
         self.loops -= kind == "range"
-        otherwise: tuple[Node, ...] = ()
         if stop == "else" and self.tokens:
             chained = self.tokens.pop(0).text
             if chained != kind or kind == "range":
                 fail(self.line, f"unexpected {chained!r} after else")
             return Branch(kind, pipeline, body, (self.branch(kind),))
         self.finish()
-        if stop == "else":
-            otherwise, stop = self.nodes()
-            self.finish()
+        otherwise, stop = self.nodes() if stop == "else" else ((), stop)
+        self.finish()
         if stop != "end":
             fail(line, f"{kind} without end")
         return Branch(kind, pipeline, body, otherwise)
