@@ -26,6 +26,8 @@ class RefusedError(Exception):
 def dial(port: int, tls: ssl.SSLContext | None = None) -> socket.socket:
     """Connect to the server."""
     sock = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
+    # As Go's clients do; small frames would otherwise wait for the server's acknowledgements.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return tls.wrap_socket(sock, server_hostname="localhost") if tls else sock
 
 
