@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import logging
 import os
 import pwd
 import sys
@@ -15,6 +16,8 @@ from image_svc.unpack.directory import Snapshots
 from image_svc.unpack.operations import Operations
 from image_svc.unpack.protocol import Limits
 from image_svc.unpack.server import Server
+
+logger = logging.getLogger("image_svc.unpack")
 
 
 def main() -> int:
@@ -45,6 +48,7 @@ def serve(settings: Config) -> None:
     confine.enter_helper()
     gc.collect()
     gc.freeze()  # workers share what is here now as long as nobody writes to it
+    logger.info("unpacks below %s for user %d", settings.root, client)
     Server(listener, Operations(snapshots, limits(settings)), client).run()
     Path(socket_path).unlink(missing_ok=True)
 

@@ -109,15 +109,16 @@ def _close_all_but(descriptors: set[int]) -> None:
 
 def _limit(confinement: Confinement) -> None:
     seconds = math.ceil(confinement.seconds) + 1
-    for kind, value in (
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_AS, confinement.memory),
-        (resource.RLIMIT_FSIZE, confinement.file_size),
-        (resource.RLIMIT_NOFILE, 1024),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_NPROC, 0),
+    for kind, soft, hard in (
+        (resource.RLIMIT_CPU, seconds, seconds + 5),  # SIGXCPU, which says why, before SIGKILL, which does not
+        (resource.RLIMIT_AS, confinement.memory, confinement.memory),
+        (resource.RLIMIT_FSIZE, confinement.file_size, confinement.file_size),
+        (resource.RLIMIT_NOFILE, 1024, 1024),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_MEMLOCK, 0, 0),
+        (resource.RLIMIT_NPROC, 0, 0),
     ):
-        _, hard = resource.getrlimit(kind)
-        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (bound, bound))
+        _, bound = resource.getrlimit(kind)
+        if bound != resource.RLIM_INFINITY:
+            soft, hard = min(soft, bound), min(hard, bound)
+        resource.setrlimit(kind, (soft, hard))

@@ -114,14 +114,9 @@ class Server:
             return
         connection.setblocking(False)
         _, uid, _ = seqpacket.peer(connection)
-        if uid not in self._allowed:
-            logger.warning("refused a connection of user %d", uid)
-            self._reply(connection, PermissionDenied(f"user {uid} may not use the unpack helper"))
-            connection.close()
-            return
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(connection))
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(connection, uid))
 
-    def _receive(self, connection: socket.socket) -> None:
+    def _receive(self, connection: socket.socket, uid: int) -> None:
         """Take one message: an order, or while one is carried out, a hang-up."""
         try:
             message, descriptors = seqpacket.receive(connection)
@@ -133,7 +128,14 @@ class Server:
                 os.close(fd)
             self._hang_up(connection)
             return
-        self._begin(connection, Request(message, descriptors))
+        request = Request(message, descriptors)
+        if uid in self._allowed:
+            self._begin(connection, request)
+            return
+        logger.warning("refused an order of user %d", uid)
+        self._close_descriptors(request)
+        self._reply(connection, PermissionDenied(f"user {uid} may not use the unpack helper"))
+        self._hang_up(connection)
 
     def _hang_up(self, connection: socket.socket) -> None:
         job = self._jobs.get(connection)
