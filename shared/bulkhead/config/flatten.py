@@ -87,6 +87,9 @@ def _walk(
         _option(document, flat, node, path, value, names)
     elif isinstance(node, Each):
         for name, inner in _table(document, path, value).items():
+            if path[-1] == "runtimes" and inner == {}:
+                # A handler without a single key is one all the same, with every default.
+                flat.values["runtime", "runtimes", name] = Value({}, document.where((*path, name)))
             _walk(document, flat, node.inner, (*path, name), inner, (*names, name))
     else:
         for key, inner in _table(document, path, value).items():

@@ -70,7 +70,7 @@ def _unhonoured(name: str) -> bool:
 
 def _assemble(values: dict[KeyPath, Any], path: str) -> model.Config:
     tree: dict[str, Any] = {}
-    for target, value in values.items():
+    for target, value in sorted(values.items(), key=lambda item: len(item[0])):
         node = tree
         for part in target[:-1]:
             node = node.setdefault(part, {})

@@ -68,6 +68,14 @@ def test_version_2_options_reach_their_fields(tmp_path: Path) -> None:
     assert from_two.images == from_three.images
 
 
+def test_an_empty_handler_table_is_a_handler(tmp_path: Path) -> None:
+    """A runtime's table without a key is a handler with every default."""
+    table = '[plugins."io.containerd.grpc.v1.cri".containerd'
+    loaded = config.load(write(tmp_path, f'{V2}{table}]\ndefault_runtime_name = "x"\n{table}.runtimes.x]\n'))
+
+    assert loaded.runtime.runtimes["x"] == config.model.RuntimeHandler(name="x")
+
+
 def test_version_1_uses_the_short_plugin_name(tmp_path: Path) -> None:
     """A file without a version is version 1, whose CRI table is plugins.cri."""
     loaded = config.load(write(tmp_path, '[plugins.cri]\nsandbox_image = "r/p:2"\n'))
