@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from bulkhead import paths, rpc
 from bulkhead.proto import streams_pb2, streams_pb2_grpc
 from support.fake_shim import FakeShim
