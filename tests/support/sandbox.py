@@ -11,8 +11,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bulkhead import paths, rpc
+from bulkhead import paths, rpc, ttrpc
 from bulkhead.config import load
+from bulkhead.errors import Unavailable
+from bulkhead.proto import shim_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from bulkhead.proto.runtime.v1 import api_pb2_grpc as cri_grpc
 from support import fake_images
@@ -41,7 +43,7 @@ default_runtime_name = "{default}"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-BinaryName = "/usr/sbin/runc"
+BinaryName = "{binary}"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun]
 runtime_type = "io.containerd.runc.v2"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun.options]
@@ -61,6 +63,7 @@ class Sandbox:
     runtime: str = ""
     more: str = ""
     bins: str = "/usr/lib/cni"
+    binary: str = "/usr/sbin/runc"
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bhs")))
     service: "subprocess.Popen[bytes] | None" = None
     zygote: "subprocess.Popen[bytes] | None" = None
@@ -90,6 +93,7 @@ class Sandbox:
                 default=self.default,
                 runtime=self.runtime,
                 bins=self.bins,
+                binary=self.binary,
                 more=self.more,
             )
         )
@@ -141,11 +145,15 @@ class Sandbox:
         return Pods(self.stub(), fake_images.BUSYBOX, logs, handler)
 
     def shims(self) -> list[int]:
-        """Return the processes that listen on shim sockets of this stack."""
-        from sandbox_svc import process
-
-        found = [process.listener(str(path)) for path in (self.state / "s").glob("*/task")]
-        return [one.pid for one in found if one is not None]
+        """Return the processes of the shims that answer."""
+        found = []
+        for path in (self.state / "s").glob("*/task"):
+            with contextlib.suppress(Unavailable):
+                client = ttrpc.Client(str(path))
+                info = client.call("bulkhead.shim.v1.Shim", "Info", shim_pb2.InfoRequest(), shim_pb2.InfoResponse, 5)
+                found.append(info.pid)
+                client.close()
+        return found
 
     def _run(self, script: str) -> "subprocess.Popen[bytes]":
         with (self.directory / "log").open("ab") as log:

@@ -4,8 +4,6 @@ import functools
 import os
 import select
 import signal
-import socket
-import struct
 import time
 from pathlib import Path
 
@@ -64,18 +62,6 @@ def gone_within(process: Process | None, timeout: float) -> bool:
         return bool(poll.poll(timeout * 1000))
     finally:
         os.close(fd)
-
-
-def listener(path: str) -> Process | None:
-    """Return the process that listens on a unix socket (SO_PEERCRED), None if nobody does."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(1.0)
-        try:
-            sock.connect(path.removeprefix("unix://"))
-        except OSError:
-            return None
-        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return identify(struct.unpack("3i", raw)[0])
 
 
 def started_at(process: Process) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from bulkhead import metrics
 from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError, FailedPrecondition, NotFound, Unavailable
+from bulkhead.proto import shim_pb2
 from sandbox_svc import cgroup, netns, process, trees
 from sandbox_svc.cni import AddResult, Attachment, Manager
 from sandbox_svc.images import Images
@@ -150,7 +151,7 @@ class Undoer:
     def shim(self, entry: Entry) -> None:
         """Have the shim leave, by force if it does not, and remove its sockets."""
         with _Borrowed(self._model, entry.data["shim"]) as link:
-            who = link.binding.process or process.listener(link.binding.address)
+            who = link.binding.process or self._who(link)
             if process.alive(who):
                 try:
                     link.shutdown(entry.owner)
@@ -163,6 +164,15 @@ class Undoer:
             link.close()
         if where := entry.data["shim"].get("directory"):
             trees.remove(Path(where))
+
+    @staticmethod
+    def _who(link: Link) -> Process | None:
+        """Ask a shim whose fork we did not live to note who it is (its socket was bound by the zygote, not by it)."""
+        try:
+            answer = link.ours_call("Info", shim_pb2.InfoRequest(), shim_pb2.InfoResponse, 5.0)
+        except BulkheadError:
+            return None
+        return process.identify(answer.pid)
 
 
 class _Borrowed:

@@ -206,12 +206,13 @@ class _Creation:
     def _start(self, added: AddResult) -> None:
         pod = self._pod
         assert pod.link is not None
+        now = time.time_ns()
         with metrics.stage("task_start"):
             pid = pod.link.start(pod.id)
         self._node.watcher.park(pod, pod.link)
         pod.update(
             phase=Phase.PRESENT,
-            started_at=time.time_ns(),
+            started_at=now,
             process=process.identify(pid),
             shim=pod.link.binding,
             ips=added.ips,

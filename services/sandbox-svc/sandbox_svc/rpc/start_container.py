@@ -63,8 +63,10 @@ def _start(node: Node, container: Container, link: Link) -> None:
             terminal=record.config.tty,
             options=runtime.options(),
         )
+    # Taken before: the process may have ended by the time that Start is answered.
+    now = time.time_ns()
     with metrics.stage("task_start"):
         pid = link.start(ident)
-    container.update(started_at=time.time_ns(), process=process.identify(pid))
+    container.update(started_at=now, process=process.identify(pid))
     node.watcher.park(container, link)
     node.collector.watch(node.container_source(container))

@@ -20,6 +20,8 @@ def start_shim(node: "Node", pod: Pod, runtime: Resolved, place: Path) -> Link:
         planned = node.zygote.binding(pod.id)
         node.database.intend(pod.id, [undo.shim(planned)])
         binding = replace(planned, process=node.zygote.fork(pod.id))
+        entry = undo.shim(binding)
+        node.database.amend(pod.id, entry.kind, entry.data)
         link = Link(binding, node.reconnector(pod))
         link.connect()
         return link
