@@ -27,6 +27,10 @@ MASKED = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/
 READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 
+#: The pods' cgroups, which a kubelet makes and removes; parents stand behind their children.
+CGROUP_PARENTS = ("/bulkhead-oracle/kubelet", "/bulkhead-oracle/resources", "/bulkhead-oracle")
+
+
 @dataclass
 class Case:
     """One pod with its containers."""
@@ -39,9 +43,13 @@ class Case:
     handler: str = ""
 
 
-def cases(scratch: Path) -> list[Case]:
-    """Return all pods; host paths that they mount are made below scratch by the caller (see `scratch_paths`)."""
-    return [build(scratch) for build in _BUILDERS]
+def cases(scratch: Path, registry: str) -> list[Case]:
+    """Return all pods; the caller makes below scratch what they mount, and pushes their images to the registry."""
+    found = [build(scratch) for build in _BUILDERS]
+    for case in found:
+        for config in case.containers.values():
+            config.image.image = f"{registry}/oracle-{case.image}:oracle"
+    return found
 
 
 def _plain(_scratch: Path) -> Case:
@@ -49,7 +57,7 @@ def _plain(_scratch: Path) -> Case:
     return _case("plain", container())
 
 
-def _kubelet(_scratch: Path) -> Case:
+def _kubelet(scratch: Path) -> Case:
     """Ask for what every kubelet asks for."""
     config = container(command=["sleep"], args=["300"], envs={"A": "1", "B": "x=y"}, log_path="c/0.log")
     config.labels["io.kubernetes.container.name"] = "c"
@@ -63,9 +71,9 @@ def _kubelet(_scratch: Path) -> Case:
     config.linux.resources.oom_score_adj = 999
     case = _case("kubelet", config)
     case.pod.hostname = "kubelet-pod"
-    case.pod.log_directory = "/tmp/bulkhead-oracle-logs"
+    case.pod.log_directory = str(scratch / "logs")
     case.pod.dns_config.servers.append("10.0.0.10")
-    case.pod.linux.cgroup_parent = "/kubepods-bulkhead-oracle/pod1"
+    case.pod.linux.cgroup_parent = CGROUP_PARENTS[0]
     case.pod.linux.security_context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
     case.pod.linux.resources.cpu_shares = 102
     case.pod.linux.resources.cpu_period = 100000
@@ -218,7 +226,7 @@ def _resources(_scratch: Path) -> Case:
     swap = case.containers["swap"] = container()
     swap.linux.resources.memory_limit_in_bytes = 32 << 20
     swap.linux.resources.memory_swap_limit_in_bytes = 64 << 20
-    case.pod.linux.cgroup_parent = "/bulkhead-oracle"
+    case.pod.linux.cgroup_parent = CGROUP_PARENTS[1]
     return case
 
 
