@@ -12,6 +12,7 @@ import pytest
 
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from support.fake_images import BUSYBOX, PAUSE
+from support.leaks import Host
 from support.pods import Pods
 from support.sandbox import Sandbox
 
@@ -50,8 +51,12 @@ def output(pods: Pods, container: str, script: str) -> str:
     return answer.stdout.decode()
 
 
-def test_a_pod_comes_and_goes_without_a_trace(sandbox: Sandbox, pods: Pods, leak_check: None) -> None:
+def test_a_pod_comes_and_goes_without_a_trace(sandbox: Sandbox, pods: Pods) -> None:
     """Network, files, cgroups, mounts and processes of a pod are gone when it is removed."""
+    mark = str(sandbox.directory)
+    pods.remove(pods.run(pods.config("warm")))  # the bridge and its rules come with the first pod and stay
+    sandbox.remove_all()
+    before = Host.look(mark)
     config = pods.config("trace")
     pod = pods.run(config)
     status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True), timeout=5)
@@ -59,12 +64,18 @@ def test_a_pod_comes_and_goes_without_a_trace(sandbox: Sandbox, pods: Pods, leak
     assert status.status.network.ip.startswith("10.91.")
     assert len(status.status.network.additional_ips) == 1
     assert '"pid"' in status.info["info"]
-    pods.start(pod, config, "app", "sleep 1000")
+    container = pods.start(pod, config, "app", "sleep 1000")
+    during = before.left_by(Host.look(mark))
+    for kind in ("mounts", "links", "cgroups"):
+        assert during[kind], kind
     pods.remove(pod)
     sandbox.remove_all()
     assert sandbox.remains() == []
-    # The directory that pins namespaces is bound to itself where the root file system is not shared.
-    subprocess.run(["umount", "-l", sandbox.state / "netns"], check=False, stderr=subprocess.DEVNULL)
+    left = before.left_by(Host.look(mark))
+    # Other stacks of the machine may come and go meanwhile: what is ours carries an id or the scratch directory.
+    ours = [item for items in left.values() for item in items if any(m in item for m in (mark, pod, container))]
+    assert ours == []
+    assert left.get("links", []) == left.get("rules", []) == []
 
 
 def test_what_a_container_sees(sandbox: Sandbox, pods: Pods, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,8 @@ def test_every_cri_signal_has_a_number() -> None:
     """The CRI's enumeration is covered, but for the default and two names of other systems."""
     assert stop_signal.cri_signal(cri.SIGNAL_SIGRTMINPLUS15) == signal.SIGRTMIN + 15
     assert stop_signal.cri_signal(cri.SIGNAL_SIGRTMAXMINUS14) == signal.SIGRTMAX - 14
-    for value in cri.Signal.values():
+    values: list[Any] = list(cri.Signal.values())
+    for value in values:
         if value != cri.SIGNAL_RUNTIME_DEFAULT:
             assert stop_signal.cri_signal(value) > 0
 
@@ -191,7 +193,7 @@ def test_the_three_answers_of_a_shims_start_are_understood() -> None:
 
 def test_a_foreign_shim_is_found_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last two parts of the type make the name; a path given wins."""
-    monkeypatch.setattr(foreign.shutil, "which", lambda name: f"/opt/{name}")
+    monkeypatch.setattr("shutil.which", lambda name: f"/opt/{name}")
     assert foreign.binary_of("io.containerd.runsc.v1", "") == "/opt/containerd-shim-runsc-v1"
     assert foreign.binary_of("io.containerd.kata.v2", "/x/shim") == "/x/shim"
     with pytest.raises(InvalidArgument):

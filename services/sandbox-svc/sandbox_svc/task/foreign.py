@@ -105,7 +105,7 @@ def parse(answer: bytes) -> Started:
     if text.startswith(b"{"):
         data = json.loads(text)
         return _checked(data.get("address", ""), int(data.get("version", 2)), data.get("protocol", "ttrpc"))
-    if text.startswith(b"unix://") or text.startswith(b"/"):
+    if text.startswith((b"unix://", b"/")):
         return _checked(text.decode(), 2, "ttrpc")
     try:
         result = BootstrapResult.FromString(answer)
