@@ -18,6 +18,7 @@ class Head:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
+        self._method = b""
 
     async def read(self) -> Request:
         """Return the request; Refused if it is no HTTP/1.1, EOFError if the client sent nothing."""
@@ -28,6 +29,7 @@ class Head:
             except h11.RemoteProtocolError as error:
                 raise Refused(error.error_status_hint, f"bad request: {error}") from error
             if isinstance(event, h11.Request):
+                self._method = event.method
                 return Request(event.method.decode(), event.target.decode(), list(event.headers))
             if event is not h11.NEED_DATA:
                 raise EOFError("the client closed the connection before it had asked for anything")
@@ -62,6 +64,8 @@ class Head:
             *refused.headers,
         ]
         reason = HTTPStatus(refused.status).phrase.encode()
-        parts = [h11.Response(status_code=refused.status, headers=headers, reason=reason), h11.Data(data=body)]
-        for part in [*parts, h11.EndOfMessage()]:
-            self._writer.write(self._http.send(part) or b"")
+        self._writer.write(self._http.send(h11.Response(status_code=refused.status, headers=headers, reason=reason)))
+        # The answer to HEAD is a head; h11 minds.
+        if self._method != b"HEAD":
+            self._writer.write(self._http.send(h11.Data(data=body)))
+        self._writer.write(self._http.send(h11.EndOfMessage()) or b"")
