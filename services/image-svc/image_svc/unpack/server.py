@@ -77,6 +77,7 @@ class Server:
             end.setblocking(False)
         self._selector.register(here, selectors.EVENT_READ, lambda: here.recv(64))
         previous = signal.set_wakeup_fd(there.fileno())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         try:

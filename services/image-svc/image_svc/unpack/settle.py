@@ -1,7 +1,8 @@
 """Gives directories that a layer only implied the metadata they have in the layers below.
 
 A layer that holds etc/priv/key and no entry for etc/priv would else open a directory of mode 0700 to everybody, for
-overlayfs shows the topmost directory's metadata. Runs confined, with the directory of all snapshots as its root.
+overlayfs shows the topmost directory's metadata. Where a lower layer has a file or a link at the path, the implied
+directory replaces it, as with containerd. Runs confined, with the directory of all snapshots as its root.
 """
 
 import errno
