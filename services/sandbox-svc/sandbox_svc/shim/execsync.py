@@ -91,8 +91,7 @@ class ExecSync:
         container = self._lifecycle.find(self._request.container_id)
         process = Process(container.id, f"sync-{next(_numbers)}", IoSpec(), self._request.process)
         process.busy = busy = Future[None]()
-        options = container.runtime.options
-        io = ProcessIO(self._loop, self._lifecycle.null, process.io_spec, options.io_uid, options.io_gid)
+        io = self._lifecycle.streams(container, process.io_spec)
         try:
             io.capture("stdout", self._stdout)
             io.capture("stderr", self._stderr)

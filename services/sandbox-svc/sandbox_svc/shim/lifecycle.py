@@ -15,10 +15,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from bulkhead.errors import AlreadyExists, BulkheadError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from bulkhead.files import write_atomic
 from bulkhead.proto.containerd import events_pb2 as events
-from bulkhead.proto.containerd.runc_options_pb2 import Options
 from bulkhead.proto.containerd.task_pb2 import CreateTaskRequest
 from bulkhead.proto.containerd.task_types_pb2 import CREATED, PAUSED, RUNNING
-from sandbox_svc.shim import mounts, oom
+from sandbox_svc.shim import mounts, oom, options
 from sandbox_svc.shim.cgroup import Cgroup
 from sandbox_svc.shim.console import ConsoleSocket
 from sandbox_svc.shim.loop import Future, Loop
@@ -70,7 +69,7 @@ class Lifecycle:
             raise InvalidArgument(f"bundle {request.bundle!r} is not an absolute path")
         if request.checkpoint:
             raise InvalidArgument("restoring a container from a checkpoint is not supported by this shim")
-        runtime = Runtime(self.loop, self.reaper, self.null, _options(request), self.namespace)
+        runtime = Runtime(self.loop, self.reaper, self.null, options.read(request.options), self.namespace)
         io_spec = IoSpec(request.stdin, request.stdout, request.stderr, request.terminal)
         container = Container(request.id, request.bundle, runtime, io_spec)
         self.containers[request.id] = container
@@ -96,6 +95,11 @@ class Lifecycle:
         )
         self.loop.soon(lambda: busy.set(None))
         return container.init.pid
+
+    def streams(self, container: Container, io_spec: IoSpec) -> ProcessIO:
+        """Open the streams of a process, owned as the runtime's options say."""
+        chosen = container.runtime.options
+        return ProcessIO(self.loop, self.null, io_spec, chosen.io_uid, chosen.io_gid)
 
     async def start(self, container: Container, process: Process, deadline: float) -> int:
         """Let a created container run, or launch an exec that was added; return its pid."""
@@ -216,14 +220,14 @@ class Lifecycle:
         return process.pid, end
 
     async def _make(self, container: Container, request: CreateTaskRequest, deadline: float) -> None:
-        options = container.runtime.options
-        note = {"binary": container.runtime.binary, "root": container.runtime.root, "systemd": options.systemd_cgroup}
+        runtime = container.runtime
+        note = {"binary": runtime.binary, "root": runtime.root, "systemd": runtime.options.systemd_cgroup}
         Path(container.bundle, RUNTIME_FILE).write_text(json.dumps(note))
         if request.rootfs:
             os.makedirs(container.rootfs, exist_ok=True)
             container.mounted = True
             mounts.execute(mounts.plan(request.rootfs, container.rootfs), container.rootfs)
-        io = ProcessIO(self.loop, self.null, container.init.io_spec, options.io_uid, options.io_gid)
+        io = self.streams(container, container.init.io_spec)
 
         async def launch(pid_file: str, stdio: Sequence[int], console: str) -> None:
             await container.runtime.create(container.id, container.bundle, pid_file, stdio, console, deadline)
@@ -245,8 +249,7 @@ class Lifecycle:
             raise FailedPrecondition(f"{process} is being started")
         process.busy = busy = Future[None]()
         try:
-            options = container.runtime.options
-            io = ProcessIO(self.loop, self.null, process.io_spec, options.io_uid, options.io_gid)
+            io = self.streams(container, process.io_spec)
             await self.run_exec(container, process, io, deadline)
             self.publish(
                 "/tasks/exec-started",
@@ -272,6 +275,7 @@ class Lifecycle:
             self.reaper.claim(process.pid).then(lambda end: self._ended(container, process, end.result()))
             if console is not None:
                 await self._adopt(console, process, io)
+            io.feed()
         except BaseException as error:
             io.close()
             if isinstance(error, (OSError, ValueError)):
@@ -355,12 +359,3 @@ class Lifecycle:
 def stamp(ns: int) -> Timestamp:
     """Return a time in ns since 1970 as a protobuf timestamp."""
     return Timestamp(seconds=ns // 1_000_000_000, nanos=ns % 1_000_000_000)
-
-
-def _options(request: CreateTaskRequest) -> Options:
-    url = request.options.type_url.rpartition("/")[2]
-    if not url:
-        return Options()
-    if url != Options.DESCRIPTOR.full_name:
-        raise InvalidArgument(f"runtime options of type {url!r}: this shim takes {Options.DESCRIPTOR.full_name}")
-    return Options.FromString(request.options.value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bulkhead.proto.shim_pb2 import ExecTicket
 from sandbox_svc.shim.loop import Future
 from sandbox_svc.shim.processes import Process
-from sandbox_svc.shim.stdio import IoSpec, ProcessIO
+from sandbox_svc.shim.stdio import IoSpec
 
 if TYPE_CHECKING:
     from sandbox_svc.shim.streams import Session
@@ -24,8 +24,7 @@ async def exec_process(session: Session, ticket: ExecTicket) -> None:
     process = Process(container.id, f"stream-{next(_numbers)}", IoSpec(terminal=ticket.tty), ticket.process)
     process.busy = busy = Future[None]()
     process.size = session.size
-    options = container.runtime.options
-    io = ProcessIO(session.loop, lifecycle.null, process.io_spec, options.io_uid, options.io_gid)
+    io = lifecycle.streams(container, process.io_spec)
     io.raw_terminal = True
     wanted = {"stdin": ticket.stdin, "stdout": ticket.stdout, "stderr": ticket.stderr}
     names = [] if ticket.tty else [name for name, yes in wanted.items() if yes]

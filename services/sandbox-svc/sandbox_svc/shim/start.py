@@ -15,10 +15,10 @@ from typing import NamedTuple
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
 
-from bulkhead.errors import AlreadyExists, InvalidArgument
+from bulkhead.errors import AlreadyExists, BulkheadError, InvalidArgument
 from bulkhead.proto.containerd.bootstrap_pb2 import BootstrapParams, BootstrapResult
 from bulkhead.proto.containerd.runc_options_pb2 import Options
-from sandbox_svc.shim import birth, cgroup
+from sandbox_svc.shim import birth, cgroup, options
 from sandbox_svc.shim.shim import Settings, become
 
 #: Where stock shims put their sockets.
@@ -155,9 +155,12 @@ def _remember(bundle: str, address: str) -> None:
 
 
 def _options(packed: list[Any]) -> Options:
+    """Return the first of these that are options of a runtime; other extensions are not for us."""
     for value in packed:
-        if value.type_url.rpartition("/")[2] == Options.DESCRIPTOR.full_name:
-            return Options.FromString(value.value)
+        try:
+            return options.read(value)
+        except BulkheadError:
+            continue
     return Options()
 
 

@@ -99,6 +99,8 @@ class ProcessIO:
 
     def _open_input(self) -> None:
         kind = uris.parse(self._spec.stdin)
+        if not isinstance(kind, uris.CriStdin | uris.Fifo | None):
+            raise InvalidArgument(f"stdin {self._spec.stdin!r} is neither a named pipe nor cri-stdin")
         self.stdin_once = isinstance(kind, uris.CriStdin) and kind.once
         if self._spec.terminal:
             return
@@ -108,7 +110,6 @@ class ProcessIO:
         reader, writer = pipe(*self._owner)
         self._child.append(reader)
         self.stdin = Outlet(self._loop, writer)
-        self._feed(kind)
 
     def _open_outputs(self) -> None:
         for stream, uri in (("stdout", self._spec.stdout), ("stderr", self._spec.stderr)):
@@ -156,8 +157,16 @@ class ProcessIO:
         self.stdin = Outlet(self._loop, os.dup(master))
         self.sources["stdout"] = Source(self._loop, os.dup(master), self._terminal_sinks)
         self._terminal_sinks = []
-        if (kind := uris.parse(self._spec.stdin)) is not None:
-            self._feed(kind)
+
+    def feed(self) -> None:
+        """After the start: let the named pipe, if there is one, feed standard input.
+
+        Not before: a client of containerd that has nothing more to write says so with CloseIO, and loses that call
+        where the pipe took its bytes before Create was answered.
+        """
+        kind = uris.parse(self._spec.stdin)
+        if isinstance(kind, uris.Fifo) and self.stdin is not None:
+            self.sources["stdin"] = Source(self._loop, _open_fifo(kind.path), [self.stdin], feeds_one=True)
 
     def resize(self, width: int, height: int) -> None:
         """Set the terminal's size; a process without one ignores it."""
@@ -213,13 +222,6 @@ class ProcessIO:
         if self.master >= 0:
             os.close(self.master)
             self.master = -1
-
-    def _feed(self, kind: uris.Stdio) -> None:
-        if isinstance(kind, uris.Fifo):
-            assert self.stdin is not None
-            self.sources["stdin"] = Source(self._loop, _open_fifo(kind.path), [self.stdin], feeds_one=True)
-        elif not isinstance(kind, uris.CriStdin):
-            raise InvalidArgument(f"stdin {self._spec.stdin!r} is neither a named pipe nor cri-stdin")
 
     def _sinks(self, stream: str, uri: str) -> list[Sink]:
         kind = uris.parse(uri)
