@@ -276,6 +276,7 @@ def test_a_full_disk_is_said_so() -> None:
                 with pytest.raises(ResourceExhausted, match=r"'big'.*No space left"):
                     helper.unpack(Layer().file("big", bytes(32 << 20)).tar(), "1")
                 helper.client.remove("1")
+                helper.wait_for_trash()
                 helper.unpack(Layer().file("small", bytes(1 << 20)).tar(), "2")
         finally:
             unpack.run("umount", str(place))

@@ -5,7 +5,6 @@ import shutil
 import stat
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -250,10 +249,7 @@ def test_removed_snapshots_vanish_at_once_and_are_emptied_in_the_background(help
     assert not (helper.snapshots / container).exists()
     with pytest.raises(NotFound):
         helper.client.usage(container)
-    patience = time.monotonic() + 30
-    while os.listdir(helper.snapshots / "trash"):
-        assert time.monotonic() < patience
-        time.sleep(0.05)
+    helper.wait_for_trash()
 
 
 def test_usage_counts_blocks_and_hard_links_once(helper: Helper) -> None:

@@ -66,6 +66,13 @@ class Helper:
             chain.append(name)
         return chain
 
+    def wait_for_trash(self) -> None:
+        """Wait until what was removed is gone."""
+        patience = time.monotonic() + 30
+        while os.listdir(self.snapshots / "trash"):
+            assert time.monotonic() < patience
+            time.sleep(0.02)
+
     def children(self) -> list[int]:
         """Return the workers."""
         text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
