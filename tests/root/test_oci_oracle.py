@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from conformance.build import build
 from oracle import cases, compare
 from oracle.cases import Case
 from oracle.compare import Difference
+from sandbox_svc.oci import bpf
 from support import images
 from support.containerd import Containerd
 from support.leaks import Host
@@ -253,6 +254,19 @@ def test_only_listed_differences(oracle: Oracle, name: str) -> None:
     """For each pod, every field in which our spec differs from containerd's stands in the list with its reason."""
     found = compare.unlisted(oracle.compare(name), compare.load())
     assert not found, "\n".join(["not in tests/oracle/differences.toml:", *map(str, found)])
+
+
+@pytest.mark.skipif(shutil.which("crun") is None, reason="crun is not installed")
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("annotations", "privileged-without-devices")])
+def test_crun_takes_the_same_specs(oracle: Oracle, name: str) -> None:
+    """Every pod runs with crun too, its spec differing from runc's in nothing but the compiled filter."""
+    case = oracle.cases[name]
+    assert not case.handler, "its handler is one of runc's"
+    with_runc, with_crun = (oracle.bulkhead.specs(replace(case, handler=handler)) for handler in ("", "crun"))
+    for subject, spec in with_crun.items():
+        filtered = "seccomp" in spec["linux"]
+        assert (spec["annotations"].pop(bpf.ANNOTATION, None) is not None) is filtered
+        assert compare.differences(subject, with_runc[subject], spec) == []
 
 
 def test_no_stale_entries(oracle: Oracle) -> None:

@@ -39,6 +39,31 @@ def test_nothing_to_run_is_refused() -> None:
         sandbox_spec(sandbox_input(image_config={}))
 
 
+@pytest.mark.parametrize(
+    ("config", "member"),
+    [
+        ([], None),
+        ("x", "config"),
+        ({"Env": "A=1"}, "Env"),
+        ({"Env": [1]}, "Env"),
+        ({"Cmd": {"a": 1}}, "Cmd"),
+        ({"Entrypoint": ["\ud800"]}, "Entrypoint"),
+        ({"Entrypoint": ["a\0"]}, "Entrypoint"),
+        ({"User": 0.5}, "User"),
+        ({"Volumes": ["/a"]}, "Volumes"),
+        ({"WorkingDir": ["/"]}, "WorkingDir"),
+    ],
+)
+def test_images_are_not_believed(config: object, member: str | None) -> None:
+    """A member of the wrong type in an image's configuration is named, whatever it is."""
+    request = container_input(image_config={"config": config})
+    if member is None:
+        container_spec(request)
+    else:
+        with pytest.raises(InvalidArgument, match=f"the image's {member}"):
+            container_spec(request)
+
+
 def test_environment_in_layers() -> None:
     """The request's variables win over the image's, those over HOSTNAME and PATH; each stands once."""
     config = cri.ContainerConfig(command=["true"])

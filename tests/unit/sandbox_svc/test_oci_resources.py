@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bulkhead.config.model import Runtime, RuntimeHandler
-from bulkhead.errors import FailedPrecondition, InvalidArgument
+from bulkhead.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.oci.annotations import passed_through
 from sandbox_svc.oci.model import Device
@@ -16,7 +16,7 @@ from support.specs import TableHost, container_input, host_facts, sandbox_input
 
 
 def plain() -> cri.ContainerConfig:
-    return cri.ContainerConfig(command=["true"])
+    return cri.ContainerConfig(metadata=cri.ContainerMetadata(name="c"), command=["true"])
 
 
 def test_limits() -> None:
@@ -258,3 +258,22 @@ def test_proc_paths() -> None:
     kept = container_spec(container_input(config=config, runtime=Runtime(disable_proc_mount=True)))["linux"]
     assert "/proc/keys" in kept["maskedPaths"]
     assert "/proc/sys" in kept["readonlyPaths"]
+
+
+def test_hardware_that_cannot_be_given_is_refused() -> None:
+    """A CDI device and a class that nobody configured fail the container, unless options say to go without."""
+    config = plain()
+    config.CDI_devices.add(name="vendor.com/gpu=0")
+    with pytest.raises(Unimplemented, match="vendor"):
+        container_spec(container_input(config=config))
+    container_spec(container_input(config=config, runtime=Runtime(enable_cdi=False)))
+    for key, match in (
+        ("blockio.resources.beta.kubernetes.io/pod", "blockio class 'slow'"),
+        ("rdt.resources.beta.kubernetes.io/container.c", "RDT class 'slow'"),
+    ):
+        request = container_input()
+        request.sandbox_config.annotations[key] = "slow"
+        with pytest.raises(FailedPrecondition, match=match):
+            container_spec(request)
+        ignoring = Runtime(ignore_blockio_not_enabled_errors=True, ignore_rdt_not_enabled_errors=True)
+        container_spec(container_input(sandbox_config=request.sandbox_config, runtime=ignoring))

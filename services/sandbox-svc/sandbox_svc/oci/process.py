@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from bulkhead.errors import InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc.oci.image import ImageConfig, image_config
 from sandbox_svc.oci.model import ContainerInput, Json, SandboxInput
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -13,31 +14,31 @@ TERMINAL = "TERM=xterm"
 
 def apply_to_sandbox(spec: Json, request: SandboxInput) -> None:
     """Run what the pause image says, with nothing added."""
-    image = request.image_config.get("config") or {}
-    arguments = [*(image.get("Entrypoint") or ()), *(image.get("Cmd") or ())]
+    image = image_config(request.image_config)
+    arguments = [*image.entrypoint, *image.cmd]
     if not arguments:
         raise InvalidArgument(f"the sandbox image {request.image_name} has neither Entrypoint nor Cmd")
     process = spec["process"]
     process["args"] = arguments
-    process["cwd"] = _directory(image.get("WorkingDir") or process["cwd"], "the image's WorkingDir")
-    _put_environment(process, image.get("Env") or ())
+    process["cwd"] = _directory(image.working_dir or process["cwd"], "the image's WorkingDir")
+    _put_environment(process, image.env)
 
 
 def apply_to_container(spec: Json, request: ContainerInput) -> None:
     """Set arguments, directory, terminal and environment: the image's first, the request's over them."""
-    image = request.image_config.get("config") or {}
+    image = image_config(request.image_config)
     process = spec["process"]
     process["args"] = _arguments(request.config, image)
     if request.config.working_dir:
         process["cwd"] = _directory(request.config.working_dir, "working_dir")
-    elif image.get("WorkingDir"):
-        process["cwd"] = _directory(image["WorkingDir"], "the image's WorkingDir")
+    elif image.working_dir:
+        process["cwd"] = _directory(image.working_dir, "the image's WorkingDir")
     added = [DEFAULT_PATH]
     if request.config.tty:
         process["terminal"] = True
         added.append(TERMINAL)
     added.append(f"HOSTNAME={request.sandbox_config.hostname or request.facts.hostname}")
-    _put_environment(process, [*added, *(image.get("Env") or ()), *_requested_environment(request.config)])
+    _put_environment(process, [*added, *image.env, *_requested_environment(request.config)])
 
 
 def exec_process(container: Json, cmd: Sequence[str], tty: bool) -> Json:
@@ -67,15 +68,14 @@ def merged_environment(*layers: Iterable[str]) -> list[str]:
     return [entry for entry in found.values() if entry is not None]
 
 
-def _arguments(config: cri.ContainerConfig, image: Json) -> list[str]:
+def _arguments(config: cri.ContainerConfig, image: ImageConfig) -> list[str]:
     """Return command and arguments: a command replaces entrypoint and Cmd, arguments replace only Cmd."""
     command = [_text(item, f"command[{index}]") for index, item in enumerate(config.command)]
     arguments = [_text(item, f"args[{index}]") for index, item in enumerate(config.args)]
     if not command:
-        arguments = arguments or list(image.get("Cmd") or ())
-        entrypoint = list(image.get("Entrypoint") or ())
+        arguments = arguments or list(image.cmd)
         # An Entrypoint of one empty string is how images say "none" (moby).
-        command = [] if entrypoint == [""] else entrypoint
+        command = [] if image.entrypoint == ("",) else list(image.entrypoint)
     if not command and not arguments:
         raise InvalidArgument("command: none in the request, and the image has neither Entrypoint nor Cmd")
     return [*command, *arguments]

@@ -7,6 +7,7 @@ from sandbox_svc.oci import (
     bpf,
     capabilities,
     devices,
+    hardware,
     mounts,
     namespaces,
     privileged,
@@ -62,6 +63,7 @@ def container_spec(request: ContainerInput) -> Json:
     namespaces.apply_cgroup_namespace(spec, request)
     mounts.apply_to_container(spec, request)
     _apply_proc_paths(spec, request)
+    hardware.check(request)
     devices.apply(spec, request)
     if context.HasField("capabilities"):
         capabilities.apply(spec, context.capabilities, request.facts.capabilities)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bulkhead.errors import InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc.oci.image import image_config
 from sandbox_svc.oci.model import ContainerInput, Json, RootfsUsers, SandboxInput
 
 MAX_FILE = 10 << 20
@@ -39,7 +40,7 @@ def apply_to_sandbox(spec: Json, request: SandboxInput) -> None:
     """Set the pause process's user: that of the request, else the image's."""
     context = request.config.linux.security_context
     asked = _requested("", context)
-    user = asked or (request.image_config.get("config") or {}).get("User") or ""
+    user = asked or image_config(request.image_config).user
     if user:
         uid, gid = resolve(user, request.users, "linux.security_context" if asked else "the image's User")
         spec["process"]["user"] = {"uid": uid, "gid": gid, "additionalGids": [gid]}
@@ -50,7 +51,7 @@ def apply_to_sandbox(spec: Json, request: SandboxInput) -> None:
 def apply_to_container(spec: Json, request: ContainerInput) -> None:
     """Set the process's user and groups: Merge takes the user's groups from /etc/group, Strict does not."""
     context = request.config.linux.security_context
-    image_user = str((request.image_config.get("config") or {}).get("User") or "")
+    image_user = image_config(request.image_config).user
     groups = _checked_groups(context.supplemental_groups)
     asked = _requested(context.run_as_username, context)
     user = asked or image_user

@@ -5,6 +5,7 @@ import posixpath
 
 from bulkhead.errors import InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc.oci.image import image_config
 from sandbox_svc.oci.model import ContainerInput, ImageVolume
 
 
@@ -15,14 +16,13 @@ def image_volumes(request: ContainerInput) -> tuple[ImageVolume, ...]:
     """
     if request.runtime.ignore_image_defined_volumes:
         return ()
-    image = request.image_config.get("config") or {}
     taken = {posixpath.normpath(mount.container_path) for mount in request.config.mounts}
     found = []
-    for path in sorted(image.get("Volumes") or ()):
+    for path in image_config(request.image_config).volumes:
         destination = posixpath.normpath(posixpath.join("/", path))
         if destination in taken:
             continue
-        name = hashlib.sha256(destination.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        name = hashlib.sha256(destination.encode()).hexdigest()[:32]
         found.append(ImageVolume(destination, posixpath.join(request.volumes_directory, name)))
         taken.add(destination)
     return tuple(found)
