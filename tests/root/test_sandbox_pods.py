@@ -429,3 +429,52 @@ def test_rpcs_that_are_not_built_say_so(sandbox: Sandbox) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         list(stub.GetContainerEvents(cri.GetEventsRequest(), timeout=5))
     assert details(caught) == "GetContainerEvents is not implemented"
+
+
+def test_limits_change_in_place(sandbox: Sandbox, pods: Pods) -> None:
+    """A running container's memory limit is raised, one not started yet starts with its new one."""
+    config = pods.config("resize")
+    pod = pods.run(config)
+    limits = cri.LinuxContainerConfig(
+        resources=cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20, cpu_shares=512)
+    )
+    running = pods.start(pod, config, "running", "sleep 1000", linux=limits)
+    waiting = pods.create(pod, config, "waiting", "sleep 1000", linux=limits)
+    for container in (running, waiting):
+        pods.runtime.UpdateContainerResources(
+            cri.UpdateContainerResourcesRequest(
+                container_id=container, linux=cri.LinuxContainerResources(memory_limit_in_bytes=128 << 20)
+            ),
+            timeout=20,
+        )
+        assert pods.status(container).resources.linux.memory_limit_in_bytes == 128 << 20
+        assert pods.status(container).resources.linux.cpu_shares == 512
+    pods.runtime.StartContainer(cri.StartContainerRequest(container_id=waiting), timeout=20)
+    for container in (running, waiting):
+        stats = pods.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=container), timeout=5).stats
+        used = stats.memory.working_set_bytes.value
+        assert 127 << 20 < used + stats.memory.available_bytes.value <= 128 << 20
+    pods.stop(running)
+    with pytest.raises(grpc.RpcError) as caught:
+        pods.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=running), timeout=5)
+    assert code(caught) is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_streamed_lists_equal_the_plain_ones(sandbox: Sandbox, pods: Pods) -> None:
+    """Stream… answers carry the same items as List…."""
+    config = pods.config("streamed")
+    pod = pods.run(config)
+    pods.start(pod, config, "app", "sleep 1000")
+    runtime = pods.runtime
+    streamed = [
+        p for m in runtime.StreamPodSandboxes(cri.StreamPodSandboxesRequest(), timeout=5) for p in m.pod_sandboxes
+    ]
+    assert streamed == list(runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=5).items)
+    containers = [c for m in runtime.StreamContainers(cri.StreamContainersRequest(), timeout=5) for c in m.containers]
+    assert containers == list(runtime.ListContainers(cri.ListContainersRequest(), timeout=5).containers)
+    usage = [
+        s for m in runtime.StreamContainerStats(cri.StreamContainerStatsRequest(), timeout=5) for s in m.container_stats
+    ]
+    assert [s.attributes.id for s in usage] == [c.id for c in containers]
+    of_pods = runtime.StreamPodSandboxStats(cri.StreamPodSandboxStatsRequest(), timeout=5)
+    assert [s.attributes.id for m in of_pods for s in m.pod_sandbox_stats] == [pod]

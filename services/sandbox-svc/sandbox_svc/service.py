@@ -15,7 +15,7 @@ from bulkhead.errors import Unimplemented
 from bulkhead.proto.runtime.v1 import api_pb2
 from sandbox_svc.node import Node
 from sandbox_svc.rpc import exec as execs
-from sandbox_svc.rpc import lists, stats, statuses
+from sandbox_svc.rpc import lists, stats, statuses, update
 from sandbox_svc.rpc import status as node_status
 from sandbox_svc.rpc.create_container import create_container
 from sandbox_svc.rpc.remove_container import remove_container
@@ -41,6 +41,10 @@ SHORT: dict[str, Callable[..., Any]] = {
     "ListContainerStats": stats.list_container_stats,
     "PodSandboxStats": stats.pod_sandbox_stats,
     "ListPodSandboxStats": stats.list_pod_sandbox_stats,
+    "StreamContainerStats": stats.stream_container_stats,
+    "StreamPodSandboxStats": stats.stream_pod_sandbox_stats,
+    "UpdatePodSandboxResources": update.update_pod_sandbox_resources,
+    "UpdateRuntimeConfig": update.update_runtime_config,
 }
 
 #: RPCs that may wait for seconds: for plugins, runtimes, a restarting service, or a grace period.
@@ -52,6 +56,7 @@ LONG: dict[str, Callable[..., Any]] = {
     "StartContainer": start_container,
     "StopContainer": stop_container,
     "RemoveContainer": remove_container,
+    "UpdateContainerResources": update.update_container_resources,
     "ReopenContainerLog": execs.reopen_container_log,
     "ExecSync": execs.exec_sync,
     "Exec": execs.exec_stream,

@@ -49,6 +49,19 @@ def apply_to_container(spec: Json, request: ContainerInput) -> None:
     )
 
 
+def updated(found: Json, wanted: cri.LinuxContainerResources, facts: HostFacts) -> Json:
+    """Return a spec's linux.resources with the limits of an update merged in; a zero leaves what is there."""
+    merged = dict(found)
+    for member, values in (
+        ("cpu", _cpu(wanted)),
+        ("memory", _memory(wanted, facts)),
+        ("unified", dict(wanted.unified)),
+    ):
+        if values:
+            merged[member] = {**found.get(member, {}), **values}
+    return merged
+
+
 def oom_score(wanted: int, facts: HostFacts, restrict: bool) -> int:
     """Return the score to set: never below ours where that is forbidden (restrict_oom_score_adj) or impossible.
 

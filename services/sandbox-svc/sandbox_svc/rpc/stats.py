@@ -1,10 +1,14 @@
 """ContainerStats, PodSandboxStats and their lists."""
 
+from collections.abc import Iterator
+
 import grpc
 
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.node import Node
+from sandbox_svc.rpc.lists import batches
 from sandbox_svc.store.entities import Container, Pod
+from sandbox_svc.store.messages import framed
 from sandbox_svc.store.model import carries
 
 
@@ -38,6 +42,23 @@ def list_pod_sandbox_stats(
     """Return the usage of the ready pods that pass the filter."""
     sources = [node.pod_source(pod) for pod in chosen_pods(node, request.filter)]
     return cri.ListPodSandboxStatsResponse(stats=node.collector.list_pod_stats(sources))
+
+
+def stream_container_stats(
+    node: Node, request: cri.StreamContainerStatsRequest, context: grpc.ServicerContext
+) -> Iterator[bytes]:
+    """Yield serialised StreamContainerStatsResponses, bounded by size."""
+    sources = [node.container_source(c) for c in chosen_containers(node, request.filter)]
+    found = node.collector.list_container_stats(sources)
+    return batches(framed(stats.SerializeToString()) for stats in found)
+
+
+def stream_pod_sandbox_stats(
+    node: Node, request: cri.StreamPodSandboxStatsRequest, context: grpc.ServicerContext
+) -> Iterator[bytes]:
+    """Yield serialised StreamPodSandboxStatsResponses, bounded by size."""
+    found = node.collector.list_pod_stats([node.pod_source(pod) for pod in chosen_pods(node, request.filter)])
+    return batches(framed(stats.SerializeToString()) for stats in found)
 
 
 def chosen_containers(node: Node, chosen: cri.ContainerStatsFilter) -> list[Container]:
