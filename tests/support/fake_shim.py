@@ -142,10 +142,12 @@ class FakeShim:
             thread.join(5)
             assert not thread.is_alive(), "a program of the fake shim did not end"
 
-    def hang_up(self) -> None:
-        """Close all sessions, as a shim does that dies."""
+    def hang_up(self, reason: str = "") -> None:
+        """Close all sessions, as a shim does that dies; with a reason, as one that has had enough of its clients."""
         for connection in self._connections:
             with contextlib.suppress(OSError):
+                if reason:
+                    seqpacket.send(connection, {"error": {"code": 8, "message": reason}})
                 connection.shutdown(socket.SHUT_RDWR)
 
     def _add(self, ticket: Ticket) -> str:

@@ -187,8 +187,9 @@ class Session:
                 self._refuse(f"connect {body.get('id')}", Unavailable(str(body.get("message") or "connection failed")))
             elif name == "error":
                 error = from_code(_integer(body.get("code"), 13), str(body.get("message") or "the shim gave no reason"))
-                for key in ("ok", "started"):
-                    self._refuse(key, error)
+                # After the start it is the reason for which the shim is about to hang up.
+                if not (self._refuse("ok", error) or self._refuse("started", error)):
+                    self._fail(error)
         if not taken:
             _close(fds)
 
@@ -199,10 +200,12 @@ class Session:
         future.set_result((body, fds))
         return True
 
-    def _refuse(self, key: str, error: BulkheadError) -> None:
+    def _refuse(self, key: str, error: BulkheadError) -> bool:
         future = self._answers.get(key)
-        if future is not None and not future.done():
-            future.set_exception(error)
+        if future is None or future.done():
+            return False
+        future.set_exception(error)
+        return True
 
     def _fail(self, error: BulkheadError) -> None:
         for key in list(self._answers):

@@ -117,6 +117,16 @@ def test_a_shim_that_dies(server: RunningServer, shim: FakeShim) -> None:
         assert "closed the session" in json.loads(client.finished(streams[0]))["message"]
 
 
+def test_a_shim_that_gives_a_client_up(server: RunningServer, shim: FakeShim) -> None:
+    """Its reason reaches the client."""
+    token = shim.exec(lambda p: int(p.gone.wait(10)), kind="attach")
+    with SpdyClient(server.port, f"/attach/{token}") as client:
+        streams = [client.open(streamtype=name) for name in ("error", "stdout", "stderr")]
+        shim.hang_up("the client reads too slowly and was cut off")
+
+        assert "too slowly" in json.loads(client.finished(streams[0]))["message"]
+
+
 def test_an_idle_session_ends(make_server: ServerMaker, shim: FakeShim) -> None:
     """With the reason on its error stream, and its process is killed; one that moves stays."""
     running = make_server(idle=0.4)
@@ -284,15 +294,17 @@ def test_tls_settings_that_cannot_work(tmp_path: Path) -> None:
     assert tls.context(Streaming(), "h") is None
 
 
-def test_keep_alive_is_on(server: RunningServer, shim: FakeShim) -> None:
-    """A client whose machine is gone is found out by the kernel."""
+def test_connections_are_prepared(server: RunningServer, shim: FakeShim) -> None:
+    """Small frames go at once, and a client whose machine is gone is found out by the kernel."""
     token = shim.exec(lambda p: int(p.gone.wait(10)))
-    with SpdyClient(server.port, f"/exec/{token}"):
+    with SpdyClient(server.port, f"/exec/{token}") as client:
+        client.open(streamtype="error")
         mine = [fd for fd in os.listdir("/proc/self/fd") if is_accepted(int(fd), server.port)]
         assert mine
         for fd in mine:
             with socket.socket(fileno=os.dup(int(fd))) as sock:
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def is_accepted(fd: int, port: int) -> bool:
