@@ -14,6 +14,7 @@ from image_svc.leases import Leases
 from image_svc.patience import Patience
 from image_svc.platforms import Platform
 from image_svc.pull import Puller
+from image_svc.recovery import Recovery
 from image_svc.registry.repository import Retry
 from image_svc.registry.stream import Rate
 from image_svc.store import Store
@@ -54,6 +55,7 @@ class Node:
         )
         self.catalogue = Catalogue(self.store, ())
         discard = images.discard_unpacked_layers
+        self.recovery = Recovery(self.store, self.content, client)
         self.collector = Collector(self.store, self.content, client, self.leases, discard_unpacked_layers=discard)
 
     def pull(self, name: str, auth: AuthConfig | None = None, seconds: float = 10.0) -> str:

@@ -1,6 +1,8 @@
 """The `image-svc` program."""
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     logger.info("stopping on %s", stop.wait())
     running.stop()
-    return 0
+    # A thread may still wait for a registry that does not answer; the interpreter would wait for the thread.
+    logging.shutdown()
+    os._exit(0)
 
 
 if __name__ == "__main__":

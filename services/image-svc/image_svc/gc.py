@@ -39,7 +39,6 @@ class Collector:
         self._client = client
         self._leases = leases
         self._discard = discard_unpacked_layers
-        self._mark = store.last_name()
         self._wanted = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gc", daemon=True)
@@ -52,7 +51,8 @@ class Collector:
         """End after the step under way."""
         self._stopped.set()
         self._wanted.set()
-        self._thread.join(timeout=5.0)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
 
     def kick(self) -> None:
         """Ask for a collection soon."""
@@ -104,28 +104,6 @@ class Collector:
             telemetry.REMOVED.labels(kind).inc()
         except BulkheadError as error:
             logger.warning("%s directory %s is left to the next start: %s", kind, name, error)
-
-    def recover_blobs(self) -> None:
-        """Make records and blobs agree after a crash; nothing else may run yet."""
-        recorded = self._store.blobs()
-        for digest in set(self._content.digests()) - recorded:
-            self._content.remove(digest)
-            telemetry.REMOVED.labels("blob").inc()
-        self._store.remove_blobs([digest for digest in recorded if not self._content.has(digest)])
-
-    def recover_directories(self) -> None:
-        """Remove snapshot directories without a record, and forget layers whose directory is gone or unfinished.
-
-        Directories of pulls that began since the start have names above the mark and are left alone.
-        """
-        found = dict(self._client.list())
-        used = self._store.names_in_use()
-        for name in found:
-            if int(name) <= self._mark and int(name) not in used:
-                self._remove(name, "snapshot")
-        whole = {int(name) for name, complete in found.items() if complete}
-        for image_id in self._store.forget_lost_layers(whole, self._mark):
-            logger.error("image %s has lost a layer and must be pulled again", image_id)
 
 
 def remove_snapshot(store: Store, snapshotter: Snapshotter, snapshot: Snapshot) -> None:

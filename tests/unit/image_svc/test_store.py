@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound
+from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from image_svc.catalogue import Catalogue
 from image_svc.gc import PARTIAL_AGE
+from image_svc.patience import Patience
 from image_svc.store import Layer, NewImage, NewLayer, Snapshot, Store
 from support.fake_registry import FakeRegistry
 from support.image_node import Node
@@ -221,8 +222,8 @@ def test_recovery(make_node: Callable[..., Node], registry: FakeRegistry, image:
     node.content.remove(digest(image.manifest()))
 
     node = make_node(unpack=unpack)
-    node.collector.recover_blobs()
-    node.collector.recover_directories()
+    node.recovery.blobs()
+    node.recovery.directories()
     assert "9" not in unpack.trees
     assert not node.content.has(sha("stray"))
     assert digest(image.manifest()) not in node.store.blobs()
@@ -230,18 +231,27 @@ def test_recovery(make_node: Callable[..., Node], registry: FakeRegistry, image:
 
     unpack.trees.pop("2")
     node = make_node(unpack=unpack)
-    node.collector.recover_directories()
+    node.recovery.directories()
     assert node.catalogue.images() == []
     node.pull(f"{registry.address}/app:1")
     assert len(node.catalogue.images()) == 1
 
 
-def test_recovery_spares_new_directories(make_node: Callable[..., Node]) -> None:
-    """Directories of pulls that began after the start are not taken for leftovers."""
-    node = make_node()
-    (name,) = node.store.new_names(1)
-    node.unpack.trees[str(name)] = []
+def test_recovery_without_records(node: Node) -> None:
+    """Directories whose database is lost go, and their names are not handed out again."""
+    node.unpack.trees["7"] = []
+    node.unpack.settled.append("7")
 
-    node.collector.recover_directories()
+    node.recovery.directories()
 
-    assert str(name) in node.unpack.trees
+    assert node.unpack.trees == {}
+    assert node.store.new_names(1) == [8]
+
+
+def test_waiting_for_the_helper(node: Node) -> None:
+    """Who needs directories waits for the helper, and is told so if it does not come."""
+    with pytest.raises(Unavailable, match="waits for its unpack helper"):
+        node.recovery.wait(Patience(0.1, "pull"))
+
+    node.recovery.run()
+    node.recovery.wait(Patience(0.1, "pull"))

@@ -8,17 +8,12 @@ from pathlib import Path
 import grpc
 
 from bulkhead import rpc
-from bulkhead.config.model import Config
 from bulkhead.errors import InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2
 from bulkhead.proto.runtime.v1.api_pb2_grpc import ImageServiceServicer
-from image_svc.catalogue import Catalogue
-from image_svc.gc import Collector
-from image_svc.ingest import Content
+from image_svc.parts import Parts
 from image_svc.patience import Patience
-from image_svc.pull import Puller
-from image_svc.store import Image, Store
-from image_svc.usage import ContainerUsage
+from image_svc.store import Image
 
 #: Images in one message of StreamImages.
 _BATCH = 500
@@ -27,23 +22,8 @@ _BATCH = 500
 class CriImages(ImageServiceServicer):
     """Serves images to the kubelet."""
 
-    def __init__(
-        self,
-        config: Config,
-        catalogue: Catalogue,
-        puller: Puller,
-        store: Store,
-        content: Content,
-        collector: Collector,
-        usage: ContainerUsage,
-    ) -> None:
-        self._config = config
-        self._catalogue = catalogue
-        self._puller = puller
-        self._store = store
-        self._content = content
-        self._collector = collector
-        self._usage = usage
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
 
     def ListImages(
         self, request: api_pb2.ListImagesRequest, context: grpc.ServicerContext
@@ -61,9 +41,9 @@ class CriImages(ImageServiceServicer):
 
     def _filtered(self, wanted: api_pb2.ImageFilter) -> list[api_pb2.Image]:
         if not wanted.image.image:
-            return self._catalogue.messages()
-        found = self._catalogue.try_find(wanted.image.image)
-        return [self._catalogue.message(found)] if found else []
+            return self._parts.catalogue.messages()
+        found = self._parts.catalogue.try_find(wanted.image.image)
+        return [self._parts.catalogue.message(found)] if found else []
 
     def ImageStatus(
         self, request: api_pb2.ImageStatusRequest, context: grpc.ServicerContext
@@ -72,17 +52,17 @@ class CriImages(ImageServiceServicer):
 
         CRI: "If the image is not present, returns a response with ImageStatusResponse.Image set to nil".
         """
-        found = self._catalogue.try_find(_named(request.image))
+        found = self._parts.catalogue.try_find(_named(request.image))
         if found is None:
             return api_pb2.ImageStatusResponse()
-        response = api_pb2.ImageStatusResponse(image=self._catalogue.message(found))
+        response = api_pb2.ImageStatusResponse(image=self._parts.catalogue.message(found))
         if request.verbose:
             response.info["info"] = self._verbose(found)
         return response
 
     def _verbose(self, image: Image) -> str:
         """Return what crictl inspecti shows: chain id and the image's configuration, under containerd's names."""
-        spec = json.loads(self._content.read(image.id))
+        spec = json.loads(self._parts.content.read(image.id))
         info = {
             "chainID": image.chain_id,
             "imageSpec": spec,
@@ -95,15 +75,16 @@ class CriImages(ImageServiceServicer):
     def PullImage(self, request: api_pb2.PullImageRequest, context: grpc.ServicerContext) -> api_pb2.PullImageResponse:
         """Pull an image and return its id; the pull ends when the caller hangs up."""
         image = _named(request.image)
-        limit = rpc.remaining(context, self._config.bulkhead.pull_timeout)
+        limit = rpc.remaining(context, self._parts.config.bulkhead.pull_timeout)
         patience = Patience(limit, f"pull of {image}")
         if not context.add_callback(patience.cancel):
             patience.cancel()
+        self._parts.recovery.wait(patience)
         auth = request.auth if request.HasField("auth") else None
         metadata = request.sandbox_config.metadata
         pod = f"{metadata.namespace}/{metadata.name}" if metadata.name else ""
-        image_id = self._puller.pull(image, auth, patience, pod)
-        self._collector.kick()
+        image_id = self._parts.puller.pull(image, auth, patience, pod)
+        self._parts.collector.kick()
         return api_pb2.PullImageResponse(image_ref=image_id)
 
     def RemoveImage(
@@ -113,10 +94,10 @@ class CriImages(ImageServiceServicer):
 
         CRI: "This call is idempotent, and must not return an error if the image has already been removed".
         """
-        found = self._catalogue.try_find(_named(request.image))
+        found = self._parts.catalogue.try_find(_named(request.image))
         if found is not None:
-            self._store.remove_names(found.names)
-            self._collector.kick()
+            self._parts.store.remove_names(found.names)
+            self._parts.collector.kick()
         return api_pb2.RemoveImageResponse()
 
     def ImageFsInfo(
@@ -124,10 +105,10 @@ class CriImages(ImageServiceServicer):
     ) -> api_pb2.ImageFsInfoResponse:
         """Say how much images (blobs and unpacked layers) and containers (writable layers) take."""
         now = time.time_ns()
-        used, inodes = self._store.usage()
-        writable = self._usage.total()
-        images = _filesystem(now, self._config.root, used, inodes)
-        containers = _filesystem(now, self._config.root, writable.bytes, writable.inodes)
+        used, inodes = self._parts.store.usage()
+        writable = self._parts.usage.total()
+        images = _filesystem(now, self._parts.config.root, used, inodes)
+        containers = _filesystem(now, self._parts.config.root, writable.bytes, writable.inodes)
         return api_pb2.ImageFsInfoResponse(image_filesystems=[images], container_filesystems=[containers])
 
 

@@ -52,9 +52,10 @@ class Store:
         last = int(row[0])
         return list(range(last - count + 1, last + 1))
 
-    def last_name(self) -> int:
-        """Return the number handed out last."""
-        return int(str(self._read("SELECT last_name FROM counters")[0][0]))
+    def begin_names_after(self, used: int) -> None:
+        """Hand out no number up to `used`, which a directory has already."""
+        with self._change() as db:
+            db.execute("UPDATE counters SET last_name = max(last_name, ?)", (used,))
 
     # Images
 
@@ -226,13 +227,13 @@ class Store:
         )
         return [StoredLayer(str(a), str(b), int(str(c))) for a, b, c in rows]
 
-    def forget_lost_layers(self, whole: set[int], mark: int) -> list[str]:
-        """Forget layers with names up to `mark` whose directory is not whole, and the images built on them.
+    def forget_lost_layers(self, whole: set[int]) -> list[str]:
+        """Forget layers whose directory is not whole, and the images built on them.
 
         Returns the ids of those images.
         """
         with self._change() as db:
-            rows = db.execute("SELECT chain_id, name FROM layers WHERE name <= ?", (mark,)).fetchall()
+            rows = db.execute("SELECT chain_id, name FROM layers").fetchall()
             lost = [row for row in rows if row[1] not in whole]
             images: set[str] = set()
             for chain_id, _ in lost:

@@ -1,0 +1,60 @@
+"""What image-svc is made of, put together once."""
+
+from dataclasses import dataclass
+
+from bulkhead import paths
+from bulkhead.config.model import Config
+from image_svc.catalogue import Catalogue
+from image_svc.decryption import Gatekeeper
+from image_svc.gc import Collector
+from image_svc.ingest import Content
+from image_svc.leases import Leases
+from image_svc.pull import Puller
+from image_svc.recovery import Recovery
+from image_svc.snapshotters import Snapshotters
+from image_svc.store import Store
+from image_svc.unpack.client import UnpackClient
+from image_svc.usage import ContainerUsage
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one image-svc, which its two gRPC services share."""
+
+    config: Config
+    content: Content
+    store: Store
+    client: UnpackClient
+    leases: Leases
+    gatekeeper: Gatekeeper
+    snapshotters: Snapshotters
+    catalogue: Catalogue
+    puller: Puller
+    collector: Collector
+    usage: ContainerUsage
+    recovery: Recovery
+
+
+def assemble(config: Config) -> Parts:
+    """Open the store below the configured root and put everything together; nothing runs yet."""
+    content = Content(config.root)
+    store = Store(paths.image_records(config.root) / "images.db")
+    client = UnpackClient(paths.unpack_socket(config.state))
+    leases = Leases()
+    gatekeeper = Gatekeeper(config.state, config.images.key_model)
+    snapshotters = Snapshotters(config.images.snapshotter, config.root, client)
+    discard = config.images.discard_unpacked_layers
+    return Parts(
+        config=config,
+        content=content,
+        store=store,
+        client=client,
+        leases=leases,
+        gatekeeper=gatekeeper,
+        snapshotters=snapshotters,
+        catalogue=Catalogue(store, config.images.pinned_images.values()),
+        puller=Puller(config, content, store, client, gatekeeper, leases),
+        collector=Collector(store, content, client, leases, discard_unpacked_layers=discard),
+        usage=ContainerUsage(store, snapshotters.get(), config.images.stats_collect_period),
+        recovery=Recovery(store, content, client),
+    )

@@ -1,0 +1,77 @@
+"""The start after a stop or a crash: records, blobs and directories are made to agree before directories are used."""
+
+import logging
+import threading
+from concurrent.futures import Future
+
+from bulkhead.errors import BulkheadError, Unavailable
+from image_svc import telemetry
+from image_svc.ingest import Content
+from image_svc.patience import Patience
+from image_svc.store import Store
+from image_svc.unpack.client import UnpackClient
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between attempts while the unpack helper is not there.
+PERIOD = 0.5
+
+
+class Recovery:
+    """Clears away what a crash left; pulls and containers wait for it, lists do not."""
+
+    def __init__(self, store: Store, content: Content, client: UnpackClient) -> None:
+        self._store = store
+        self._content = content
+        self._client = client
+        self._done: Future[None] = Future()
+        self._stopped = threading.Event()
+        self._why = "it was not asked yet"
+
+    def blobs(self) -> None:
+        """Make records and blobs agree; nothing else may run yet."""
+        recorded = self._store.blobs()
+        for digest in set(self._content.digests()) - recorded:
+            self._content.remove(digest)
+            telemetry.REMOVED.labels("blob").inc()
+        self._store.remove_blobs([digest for digest in recorded if not self._content.has(digest)])
+
+    def run(self) -> None:
+        """Make records and directories agree as soon as the unpack helper is there; returns when that is done."""
+        while not self._stopped.is_set():
+            try:
+                self.directories()
+            except BulkheadError as error:
+                self._why = str(error)
+                self._stopped.wait(PERIOD)
+            else:
+                self._done.set_result(None)
+                return
+
+    def stop(self) -> None:
+        """Give up waiting for the helper."""
+        self._stopped.set()
+
+    def wait(self, patience: Patience) -> None:
+        """Return when directories may be used; Unavailable if the helper does not come in time."""
+        if self._done.done():
+            return
+        try:
+            patience.wait(self._done)
+        except BulkheadError as error:
+            if patience.cancelled:
+                raise
+            raise Unavailable(f"image-svc waits for its unpack helper: {self._why}") from error
+
+    def directories(self) -> None:
+        """Remove directories without a record; forget layers whose directory is not whole, and their images."""
+        found = dict(self._client.list())
+        self._store.begin_names_after(max(map(int, found), default=0))
+        used = self._store.names_in_use()
+        for name in found:
+            if int(name) not in used:
+                self._client.remove(name)
+                telemetry.REMOVED.labels("snapshot").inc()
+        whole = {int(name) for name, complete in found.items() if complete}
+        for image_id in self._store.forget_lost_layers(whole):
+            logger.error("image %s has lost a layer and must be pulled again", image_id)
