@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from bulkhead.errors import InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc.facts import CAPABILITIES
 
 #: A Kubernetes object's annotations are 256 KiB together, a label's value is 63 characters; ours are limits of sanity.
 LABEL_LIMIT, ANNOTATION_LIMIT = 64 * 1024, 512 * 1024
@@ -70,6 +71,9 @@ def container(config: cri.ContainerConfig) -> None:
         _mount(f"config.mounts[{at}]", mount)
     for at, device in enumerate(config.devices):
         _device(f"config.devices[{at}]", device)
+    wanted = config.linux.security_context.capabilities
+    for field in ("add_capabilities", "add_ambient_capabilities"):
+        _capabilities(f"config.linux.security_context.capabilities.{field}", getattr(wanted, field))
 
 
 def grace(timeout: int) -> None:
@@ -219,6 +223,13 @@ def _device(where: str, device: cri.Device) -> None:
     absolute(f"{where}.container_path", device.container_path)
     if set(device.permissions) - set("rwm"):
         raise InvalidArgument(f"{where}.permissions is {_short(device.permissions)}, expected some of r, w and m")
+
+
+def _capabilities(where: str, names: Sequence[str]) -> None:
+    """Refuse a capability that no kernel knows: runtimes would leave it out without a word."""
+    for at, name in enumerate(names):
+        if name.upper().removeprefix("CAP_") not in ("ALL", *CAPABILITIES):
+            raise InvalidArgument(f"{where}[{at}] is {_short(name)}, expected a capability such as NET_ADMIN, or ALL")
 
 
 def _log_path(path: str) -> None:
