@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from bulkhead import __version__
-from bulkhead.cli import config, status, up
+from bulkhead.cli import config, prepare, status, up
 from bulkhead.errors import BulkheadError
 
 CONFIG_HELP = "configuration file (default: /etc/bulkhead/config.toml if it exists, else built-in)"
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="bulkhead", description="A Kubernetes container runtime in compartments.")
     made.add_argument("--version", action="version", version=f"bulkhead {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (up, status, config):
+    for module in (up, status, config, prepare):
         module.add_parser(commands)
     commands.add_parser("version", help="print the version").set_defaults(run=_version)
     return made

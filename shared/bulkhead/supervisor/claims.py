@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from bulkhead import paths
 from bulkhead.config.model import Config
 from bulkhead.errors import FailedPrecondition
 from bulkhead.sockets import is_live
@@ -33,6 +34,18 @@ def lock(directories: Iterable[Path]) -> list[int]:
 def address(config: Config) -> Path:
     """Return the CRI socket's path as configured, with or without `unix://`."""
     return Path(config.grpc.address.removeprefix("unix://"))
+
+
+def refuse_long_paths(config: Config) -> None:
+    """Raise FailedPrecondition if a unix socket below the state directory would have a path that is too long."""
+    shim = paths.shim_directory(config.state, "x") / "stream"
+    longest = max([*sockets(config).values(), shim], key=lambda path: len(os.fsencode(path)))
+    over = len(os.fsencode(longest)) - paths.SOCKET_PATH_LIMIT
+    if over > 0:
+        raise FailedPrecondition(
+            f"state directory {config.state.parent} is {over} bytes too long: the socket {longest} would exceed "
+            f"{paths.SOCKET_PATH_LIMIT} bytes (unix(7))"
+        )
 
 
 def refuse_live_sockets(config: Config) -> None:

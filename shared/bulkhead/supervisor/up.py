@@ -10,19 +10,16 @@ from pathlib import Path
 
 from bulkhead import __version__, cni_default, log
 from bulkhead.config.model import Config
-from bulkhead.config.resolved import resolved_for
 from bulkhead.errors import BulkheadError, FailedPrecondition, PermissionDenied
-from bulkhead.files import write_atomic
 from bulkhead.launch import directories, reach, users
 from bulkhead.sockets import is_live
-from bulkhead.supervisor import claims, faces, pods
+from bulkhead.supervisor import claims, faces, pods, provision
 from bulkhead.supervisor.loop import Loop
 from bulkhead.supervisor.roster import (
     START,
     ZYGOTE,
     Entry,
     config_file,
-    key_directory,
     roster,
     scripts_directory,
     sockets,
@@ -35,6 +32,8 @@ logger = logging.getLogger("bulkhead.supervisor")
 _START_TICK, _TICK = 0.05, 0.5
 #: Seconds after which the log says what is being waited for.
 _SLOW = 10.0
+#: Seconds that services have to settle after all of them listen.
+_SETTLE = 2.0
 
 
 class Up:
@@ -46,13 +45,15 @@ class Up:
         self.config = config
         self.users = users.look_up(config.bulkhead.users)
         self._check_reach()
+        claims.refuse_long_paths(config)
         directories.make_bases(config)
         self._locks = claims.lock((config.root, config.state))
         claims.refuse_live_sockets(config)
         claims.refuse_busy_ports(config)
         directories.make(config, self.users)
-        self._hold_keys()
-        self._write_configs()
+        provision.hold_keys(config)
+        for name in START:
+            provision.write_config(config, self.users, name, config_file(config, name))
         self._cni_conf = self._default_network()
         self._pid_file = claims.pid_file(config)
         self._pid_file.write_text(f"{os.getpid()}\n")
@@ -70,6 +71,7 @@ class Up:
         self._stack.on_start = self._started
         self._failed = ""
         self._began = time.monotonic()
+        self._up_since = 0.0
         self._slow_said = False
 
     def run(self) -> int:
@@ -95,24 +97,6 @@ class Up:
         needed = [Path(sys.executable), scripts_directory() / "cri-frontend", Path(log.__file__)]
         for service, user in self.users.by_service.items():
             reach.require(user, service, needed)
-
-    def _hold_keys(self) -> None:
-        """Make the key directory if it is missing: only what is there at the start can be hidden from the others."""
-        keys = Path(key_directory(self.config) or "/")
-        if keys.exists():
-            return
-        try:
-            keys.mkdir(mode=0o700, parents=True)
-        except OSError as error:
-            logger.warning("key directory %s cannot be made: %s", keys, error.strerror)
-
-    def _write_configs(self) -> None:
-        for name in START:
-            path, owner = config_file(self.config, name), self.users.of(name)
-            write_atomic(path, resolved_for(name, self.config), 0o400, durable=False)
-            os.chown(path, owner.uid, owner.gid)
-            if owner.uid:
-                reach.require(owner, name, [path, self.config.root / "blobs"], "choose other directories, or run")
 
     def _default_network(self) -> Path | None:
         """On built-in defaults a node without any pod network gets a bridge."""
@@ -161,15 +145,19 @@ class Up:
     def _look_for_ready(self) -> None:
         waiting = faces.not_up(self.config)
         if not waiting:
-            self._stack.ready = self._zygote.ready = True
-            self._announce()
+            self._up_since = self._up_since or time.monotonic()
+            troubles = faces.troubles(self.config)
+            # What has only just started may complain of what starts beside it.
+            if not troubles or time.monotonic() - self._up_since > _SETTLE:
+                self._stack.ready = self._zygote.ready = True
+                self._announce(troubles)
         elif not self._slow_said and time.monotonic() - self._began > _SLOW:
             self._slow_said = True
             logger.warning("still waiting for %s", "; ".join(waiting))
 
-    def _announce(self) -> None:
+    def _announce(self, troubles: list[str]) -> None:
         endpoint = f"unix://{claims.address(self.config)}"
-        notes = "".join(f"  note:     {line}\n" for line in faces.troubles(self.config))
+        notes = "".join(f"  note:     {line}\n" for line in troubles)
         sys.stdout.write(
             f"Bulkhead {__version__} is ready after {time.monotonic() - self._began:.1f} s.\n"
             f"  crictl:   crictl --runtime-endpoint {endpoint} --image-endpoint {endpoint} info\n"
