@@ -57,6 +57,7 @@ class Session:
         self._answers: dict[str, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         #: Resolves to the Exit, or to Unavailable if the shim hangs up first.
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._failure: BulkheadError | None = None
         self._connects = 0
         self._listener = asyncio.create_task(self._listen(), name="shim")
         self.ticket = Ticket("")
@@ -119,8 +120,8 @@ class Session:
             asyncio.get_running_loop().remove_reader(self._sock)
 
     async def _ask(self, key: str, message: dict[str, Any], limit: float) -> tuple[dict[str, Any], list[int]]:
-        if self._listener.done():
-            raise Unavailable(_GONE)
+        if self._failure is not None:
+            raise self._failure
         future = self._answers[key] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(limit):
@@ -208,6 +209,8 @@ class Session:
         return True
 
     def _fail(self, error: BulkheadError) -> None:
+        """Note that nothing more will come, and tell everyone who waits; the first reason stays."""
+        self._failure = self._failure or error
         for key in list(self._answers):
             self._refuse(key, error)
         if not self.exited.done():

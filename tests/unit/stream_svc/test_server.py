@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,7 @@ def test_too_many_connections(server: RunningServer, shim: FakeShim, monkeypatch
 
         assert caught.value.status == 503
         assert "Retry-After" in caught.value.head
-    limit = time.monotonic() + 5
-    while server.server.not_ready():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
+    wait_for(lambda: not server.server.not_ready())
 
 
 def test_a_shim_that_is_full(server: RunningServer, shim: FakeShim, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +120,7 @@ def test_a_shim_that_gives_a_client_up(server: RunningServer, shim: FakeShim) ->
     token = shim.exec(lambda p: int(p.gone.wait(10)), kind="attach")
     with SpdyClient(server.port, f"/attach/{token}") as client:
         streams = [client.open(streamtype=name) for name in ("error", "stdout", "stderr")]
+        wait_for(lambda: bool(shim.processes))
         shim.hang_up("the client reads too slowly and was cut off")
 
         assert "too slowly" in json.loads(client.finished(streams[0]))["message"]
@@ -197,8 +196,13 @@ def counted(kind: str, transport: str, outcome: str) -> float:
 
 def wait_until_empty(server: RunningServer) -> None:
     """Wait until no session is open."""
+    wait_for(lambda: not server.server.table.open)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds."""
     limit = time.monotonic() + 5
-    while server.server.table.open:
+    while not condition():
         assert time.monotonic() < limit
         time.sleep(0.01)
 
