@@ -15,7 +15,7 @@ from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.oci import bpf
 from sandbox_svc.oci.host import LinuxHost
 from sandbox_svc.oci.model import ContainerInput, HostFacts, RuntimeFacts, SandboxFiles
-from sandbox_svc.oci.spec import container_spec
+from sandbox_svc.oci.spec import container_spec, exec_process
 
 pytestmark = [
     pytest.mark.root,
@@ -48,6 +48,9 @@ WITHOUT_HYBRID = (
     "mount --make-rprivate /sys/fs/cgroup; "
     'if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; exec "$@"'
 )
+
+
+EXEC = "print([l for l in open('/proc/self/status') if l.startswith('Seccomp:')][0].split()[1])"
 
 
 def container(machine_facts: HostFacts, runtime_facts: RuntimeFacts) -> dict[str, object]:
@@ -123,3 +126,33 @@ def test_compiled_filter_is_in_force_without_the_section(tmp_path: Path) -> None
     spec["linux"].pop("seccomp")  # type: ignore[attr-defined]
     found = run_probe("crun", spec, tmp_path)
     assert (found["mode"], found["mount"], found["unknown"]) == (2, 1, 38), sys.version
+
+
+def test_exec_is_filtered_too(tmp_path: Path) -> None:
+    """A process exec'd by crun in a container with the compiled filter runs under it."""
+    if shutil.which("crun") is None:
+        pytest.skip("crun is not installed")
+    facts = HostFacts(host=LinuxHost(), cgroup_mode="hybrid", hostname="h", can_lower_oom_score_adj=False)
+    spec = container(facts, dataclasses.replace(RuntimeFacts(name="crun"), seccomp_bpf_annotation=True))
+    process = exec_process(spec, ["/usr/bin/python3", "-I", "-S", "-c", EXEC], tty=False)
+    spec["process"]["args"] = ["/usr/bin/sleep", "60"]  # type: ignore[index]
+    bundle, name = tmp_path / "bundle", f"bulkhead-seccomp-{os.getpid()}-exec"
+    (bundle / "rootfs").mkdir(parents=True)
+    spec["linux"]["cgroupsPath"] = f"/{name}"  # type: ignore[index]
+    (bundle / "config.json").write_text(json.dumps(spec))
+    (tmp_path / "process.json").write_text(json.dumps(process))
+
+    def crun(*arguments: str) -> str:
+        command = ["unshare", "-m", "--propagation", "unchanged", "sh", "-c", WITHOUT_HYBRID, "sh"]
+        command += ["crun", "--root", str(tmp_path / "state"), *arguments]
+        # To a file: the container keeps its output open, so a pipe would never end.
+        with (tmp_path / "out").open("w+") as out:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=60, check=True)
+            out.seek(0)
+            return out.read().strip()
+
+    crun("run", "--detach", "--bundle", str(bundle), name)
+    try:
+        assert crun("exec", "--process", str(tmp_path / "process.json"), name) == "2"
+    finally:
+        crun("delete", "--force", name)
