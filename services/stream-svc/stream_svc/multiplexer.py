@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 CHANNEL_ROOM = 256 * 1024
 TOTAL_ROOM = 4 * 1024 * 1024
 #: Seconds between two looks at whether a client that is not being read from has hung up.
-_LOOK = 2.0
+LOOK = 2.0
 #: Seconds that what is queued may take to reach a client at the end, and that its own close is waited for.
 FLUSH_LIMIT = 30.0
 LINGER = 5.0
@@ -66,7 +66,7 @@ class Multiplexer(ABC):
     async def _room(self, channel: Channel, limit: int) -> None:
         """Wait for room, looking now and then for the hang-up that an unread connection would hide."""
         try:
-            async with asyncio.timeout(_LOOK):
+            async with asyncio.timeout(LOOK):
                 await channel.shrink(limit)
         except TimeoutError:
             if self._wire.gone():

@@ -11,7 +11,7 @@ from stream_svc.spdy_events import Data, Event, GoAway, Status, StreamEnded, Str
 from stream_svc.wire import Wire
 
 #: Seconds that a client has to close by itself before it is sent GOAWAY.
-_COURTESY = 1.0
+COURTESY = 1.0
 
 
 class SpdyMultiplexer(Multiplexer):
@@ -100,7 +100,7 @@ class SpdyMultiplexer(Multiplexer):
     async def _goodbye(self) -> None:
         # Go's client closes by itself when its streams have ended; an old one loses data if GOAWAY comes at once.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.closed.wait(), _COURTESY)
+            await asyncio.wait_for(self.closed.wait(), COURTESY)
         self._spdy.goaway()
         self._send_pending()
         self._wire.end()

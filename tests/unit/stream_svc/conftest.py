@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from stream_svc import multiplexer, spdy_multiplexer
 from stream_svc.session import Limits
 from support.fake_shim import FakeShim
 from support.stream_server import RunningServer, ServerMaker
@@ -14,6 +15,13 @@ from support.stream_server import RunningServer, ServerMaker
 # A machine busy with other things is no failure of a parser.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the waits that only a bad client sees."""
+    monkeypatch.setattr(multiplexer, "LOOK", 0.2)
+    monkeypatch.setattr(spdy_multiplexer, "COURTESY", 0.1)
 
 
 @pytest.fixture
