@@ -75,7 +75,7 @@ class Collector:
         for layer in self._store.unused_layers():
             if self._stopped.is_set():
                 return
-            if self._leases.unless_claimed(layer.chain_id, partial(self._store.remove_layer, layer.chain_id)):
+            if self._leases.unless_claimed(layer.chain_id, partial(self._store.remove_unused_layer, layer.chain_id)):
                 self._remove(str(layer.name), "layer")
         for digest in self._store.unused_blobs(discard_layers=self._discard):
             if self._stopped.is_set():
@@ -83,10 +83,13 @@ class Collector:
             self._leases.unless_claimed(digest, partial(self._drop_blob, digest))
         self._collect_partials()
 
-    def _drop_blob(self, digest: str) -> None:
-        self._store.remove_blobs([digest])
+    def _drop_blob(self, digest: str) -> bool:
+        # Looked at once more: an image may have come to need it since the list was made.
+        if not self._store.remove_unused_blob(digest, discard_layers=self._discard):
+            return False
         self._content.remove(digest)
         telemetry.REMOVED.labels("blob").inc()
+        return True
 
     def _collect_partials(self) -> None:
         for entry in self._content.partials():

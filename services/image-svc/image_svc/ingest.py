@@ -135,9 +135,13 @@ class Content:
         self.partial(digest).rename(target)
         fsync_directory(target.parent)
 
-    def drop_partial(self, digest: str) -> None:
-        """Forget the bytes of a download that proved wrong."""
-        self.partial(digest).unlink(missing_ok=True)
+    def drop_partial(self, digest: str) -> bool:
+        """Forget the bytes of a download that proved wrong or was given up; True if there were any."""
+        try:
+            self.partial(digest).unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def store(self, digest: str, data: bytes) -> None:
         """Store a small blob whose digest was checked, durably."""

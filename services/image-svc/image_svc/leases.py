@@ -42,13 +42,12 @@ class Leases:
         with self._lock:
             self._claims.update(keys)
 
-    def unless_claimed(self, key: str, act: Callable[[], None]) -> bool:
-        """Do something short while nobody can claim the key; False, and nothing done, if somebody has."""
+    def unless_claimed(self, key: str, act: Callable[[], bool]) -> bool:
+        """Return what a short act says that runs while nobody can claim the key; False, undone, if somebody has."""
         with self._lock:
             if self._claims[key]:
                 return False
-            act()
-            return True
+            return act()
 
     def claimed(self, key: str) -> bool:
         """Whether somebody relies on it."""

@@ -35,11 +35,10 @@ class Parts:
     recovery: Recovery
 
 
-def assemble(config: Config) -> Parts:
+def assemble(config: Config, client: UnpackClient) -> Parts:
     """Open the store below the configured root and put everything together; nothing runs yet."""
     content = Content(config.root)
     store = Store(paths.image_records(config.root) / "images.db")
-    client = UnpackClient(paths.unpack_socket(config.state))
     leases = Leases()
     gatekeeper = Gatekeeper(config.state, config.images.key_model)
     snapshotters = Snapshotters(config.images.snapshotter, config.root, client)

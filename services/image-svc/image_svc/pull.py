@@ -5,22 +5,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import httpx
 
 from bulkhead.config.model import Config
-from bulkhead.errors import BulkheadError, DataLoss, FailedPrecondition, Unimplemented
+from bulkhead.errors import BulkheadError, Unimplemented
 from bulkhead.metrics import stage
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import digests, media, platforms, reference, telemetry
+from image_svc import platforms, reference, telemetry
 from image_svc.decryption import Gatekeeper
 from image_svc.download import Download
 from image_svc.ingest import Content
 from image_svc.layers import Unpacking
 from image_svc.leases import Lease, Leases
-from image_svc.manifest import CONFIG_LIMIT, Manifest, chain_ids, choose, kind_of, load_json, parse, parse_config
+from image_svc.metadata import Finder, Found
 from image_svc.patience import Patience
 from image_svc.platforms import Platform
 from image_svc.reference import Reference
@@ -33,19 +32,8 @@ from image_svc.unpack.protocol import Limits
 
 logger = logging.getLogger(__name__)
 
-_ENCRYPTION = "org.opencontainers.image.enc."
-
-
-@dataclass(frozen=True)
-class Found:
-    """A name resolved down to one platform's image."""
-
-    target: Descriptor
-    descriptor: Descriptor
-    media_type: str
-    manifest: Manifest
-    layers: tuple[Layer, ...]
-    user: str
+#: Downloads of one pull at once where the configuration sets no limit.
+_UNLIMITED = 64
 
 
 class Puller:
@@ -111,7 +99,8 @@ class Puller:
     ) -> tuple[str, int]:
         with stage("pull_resolve"):
             target = repository.resolve(patience)
-            found = self._find(name, target, repository, lease, patience)
+            finder = Finder(repository, self._content, self._store, lease, patience)
+            found = finder.find(target, self._host)
         if found.manifest.encrypted:
             self._gatekeeper.check(str(name), pod, found.layers, patience)
         with stage("pull_layers"):
@@ -121,7 +110,7 @@ class Puller:
             NewImage(
                 id=found.manifest.config.digest,
                 manifest=found.descriptor.digest,
-                media_type=found.media_type,
+                media_type=found.descriptor.media_type,
                 target=target.digest,
                 size=found.manifest.size + found.descriptor.size,
                 encrypted=found.manifest.encrypted,
@@ -131,68 +120,6 @@ class Puller:
             )
         )
         return found.manifest.config.digest, found.manifest.size
-
-    # Metadata
-
-    def _find(
-        self, name: Reference, target: Descriptor, repository: Repository, lease: Lease, patience: Patience
-    ) -> Found:
-        where = f"{name.name}@{target.digest}"
-        tree, kind, chosen = self._document(target, repository, lease, patience)
-        if kind in media.INDEXES:
-            chosen = choose(tree, self._host, where)
-            where = f"{name.name}@{chosen.digest}"
-            tree, kind, chosen = self._document(chosen, repository, lease, patience)
-            if kind in media.INDEXES:
-                raise FailedPrecondition(f"{where}: an index within an index is not supported")
-        manifest = parse(tree, where)
-        config_data = self._small(manifest.config, repository, lease, patience)
-        config = parse_config(config_data, manifest, self._host, f"{where}: config {manifest.config.digest}")
-        if platforms.choose([config.platform], self._host) is None:
-            raise FailedPrecondition(f"{where}: image is for {config.platform}, this machine is {self._host}")
-        layers = tuple(
-            Layer(each.digest, each.media_type, each.size, diff_id, chain_id, _encryption(each.annotations))
-            for each, diff_id, chain_id in zip(
-                manifest.layers, config.diff_ids, chain_ids(config.diff_ids), strict=True
-            )
-        )
-        return Found(target, chosen, kind, manifest, layers, config.user)
-
-    def _document(
-        self, wanted: Descriptor, repository: Repository, lease: Lease, patience: Patience
-    ) -> tuple[dict[str, object], str, Descriptor]:
-        """Return a manifest or index with its media type and its descriptor, the size filled in."""
-        data, served = self._kept(wanted, lease), wanted.media_type
-        if data is None:
-            data, served = repository.manifest(wanted, patience)
-            self._content.store(wanted.digest, data)
-            self._store.add_blob(wanted.digest, len(data))
-        where = f"{repository.reference.name}@{wanted.digest}"
-        tree = load_json(data, where)
-        kind = kind_of(tree, served, where)
-        return tree, kind, Descriptor(wanted.digest, len(data), kind)
-
-    def _small(self, wanted: Descriptor, repository: Repository, lease: Lease, patience: Patience) -> bytes:
-        data = self._kept(wanted, lease)
-        if data is None:
-            data = repository.small_blob(wanted, CONFIG_LIMIT, patience)
-            self._content.store(wanted.digest, data)
-            self._store.add_blob(wanted.digest, len(data))
-        return data
-
-    def _kept(self, wanted: Descriptor, lease: Lease) -> bytes | None:
-        """Return a small blob that is here and sound."""
-        lease.claim(wanted.digest)
-        if not self._content.has(wanted.digest):
-            return None
-        try:
-            data = self._content.read(wanted.digest)
-            digests.verify(data, wanted.digest, "content store")
-        except (FileNotFoundError, DataLoss) as error:
-            logger.warning("fetching %s again: %s", wanted.digest, error)
-            self._content.remove(wanted.digest)
-            return None
-        return data
 
     # Layers
 
@@ -205,7 +132,7 @@ class Puller:
             return
         if locked := [layer for layer in missing if layer.media_type.endswith("+encrypted")]:
             raise Unimplemented(f"layer {locked[0].digest}: a key is at hand, but decrypting layers is not built yet")
-        slots = threading.Semaphore(max(self._config.images.max_concurrent_downloads, 1))
+        slots = threading.Semaphore(self._config.images.max_concurrent_downloads or _UNLIMITED)
         with ExitStack() as stack:
             jobs = self._unpack_all(missing, repository, slots, stack, patience)
             self._commit(found.layers, jobs)
@@ -303,7 +230,3 @@ def _retry(config: Config) -> Retry:
         read_timeout=min(window, progress) if progress else window,
         rate=Rate(config.bulkhead.pull_minimum_rate, window),
     )
-
-
-def _encryption(annotations: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in annotations.items() if key.startswith(_ENCRYPTION)}

@@ -16,6 +16,7 @@ from bulkhead.proto.runtime.v1.api_pb2_grpc import add_ImageServiceServicer_to_s
 from image_svc.parts import assemble
 from image_svc.rpc.cri import CriImages
 from image_svc.rpc.images import RunImages
+from image_svc.unpack.client import UnpackClient
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,10 @@ SOCKET_MODE = 0o660
 class Service:
     """One image-svc over one root and one state directory."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, client: UnpackClient | None = None) -> None:
         self._config = config
         self._lock_file = _lock(paths.image_records(config.root))
-        self._parts = assemble(config)
+        self._parts = assemble(config, client or UnpackClient(paths.unpack_socket(config.state)))
         self._server: grpc.Server | None = None
 
     def start(self) -> None:

@@ -13,7 +13,7 @@ from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound, Unava
 from image_svc.catalogue import Catalogue
 from image_svc.gc import PARTIAL_AGE
 from image_svc.patience import Patience
-from image_svc.store import Layer, NewImage, NewLayer, Snapshot, Store
+from image_svc.store import Layer, NewImage, NewLayer, Snapshot, Store, StoredLayer
 from support.fake_registry import FakeRegistry
 from support.image_node import Node
 from support.images import Image, digest
@@ -131,7 +131,7 @@ def test_layers_committed_twice(node: Node) -> None:
 
     assert node.store.add_layers([first]) == {1}
     assert node.store.add_layers([replace(first, name=2)]) == set()
-    assert node.store.chain(sha("c")) == [1]
+    assert node.store.chain(sha("c")) == [StoredLayer(sha("c"), "", 1)]
     assert node.store.chain(sha("unknown")) is None
     assert node.store.chain("") == []
 
@@ -195,7 +195,7 @@ def test_discarded_layers(make_node: Callable[..., Node], registry: FakeRegistry
 
     assert set(node.content.digests()) == {digest(image.manifest()), digest(image.blobs()[0])}
     (found,) = node.catalogue.images()
-    assert node.store.chain(found.chain_id) == [1, 2, 3]
+    assert [each.name for each in node.store.chain(found.chain_id) or ()] == [1, 2, 3]
 
 
 def test_old_partials(node: Node) -> None:

@@ -157,11 +157,10 @@ class Repository:
         path = f"manifests/{self.reference.identifier}"
         with endpoint.request("HEAD", path, what, {"accept": media.ACCEPT}) as response:
             found = response.headers.get("docker-content-digest", "")
-            size = response.headers.get("content-length", "")
             kind = _media_type(response)
         if not found and self.reference.digest:
             found = self.reference.digest
-        if not found or not kind or not size.isdecimal():
+        if not found or not kind:
             return self._get(endpoint)
         try:
             digests.check(found, f"{what}: {endpoint.origin}: Docker-Content-Digest")
@@ -170,7 +169,7 @@ class Repository:
         if self.reference.digest and found != self.reference.digest:
             text = f"{what}: {endpoint.origin} answered with digest {found}"
             raise HostFailure(DataLoss(text))
-        return Descriptor(found, int(size), kind)
+        return Descriptor(found, -1, kind)
 
     def _get(self, endpoint: Endpoint) -> Descriptor:
         """Resolve at a registry whose answer to HEAD says too little."""

@@ -8,6 +8,7 @@ from bulkhead import rpc
 from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
 from bulkhead.proto.images_pb2_grpc import ImagesServicer
+from image_svc import reference
 from image_svc.gc import remove_snapshot
 from image_svc.parts import Parts
 from image_svc.patience import Patience
@@ -54,12 +55,13 @@ class RunImages(ImagesServicer):
         if manifest in image.encrypted:
             self._parts.gatekeeper.check(image.id, request.pod, self._parts.store.manifest_layers(manifest), patience)
         with self._parts.leases.lease() as lease:
-            if image.chain_id:
-                lease.claim(image.chain_id)
+            lease.claim(*(layer.chain_id for layer in self._parts.store.chain(image.chain_id) or ()))
             return _plan(self._snapshot(request, image, manifest))
 
     def _snapshot(self, request: images_pb2.PrepareRequest, image: Image, manifest: str) -> Prepared:
         snapshotter = self._parts.snapshotters.get(request.snapshotter)
+        if self._parts.store.chain(image.chain_id) is None:
+            raise FailedPrecondition(f"image {image.id}: a layer is missing; pull the image again")
         known = self._parts.store.snapshot(request.key)
         if known is None:
             name = self._parts.store.new_names(1)[0]
@@ -67,15 +69,11 @@ class RunImages(ImagesServicer):
             known = self._parts.store.add_snapshot(new)
         if known.image_id != image.id:
             raise FailedPrecondition(f"snapshot {request.key!r} was made from image {known.image_id}, not {image.id}")
-        chain = self._parts.store.chain(known.chain_id)
-        if chain is None:
-            raise FailedPrecondition(f"image {image.id}: a layer is missing; pull the image again")
-        prepared = self._parts.snapshotters.get(known.snapshotter).prepare(
-            str(known.name), [str(name) for name in chain]
-        )
+        names = [str(layer.name) for layer in self._parts.store.chain(known.chain_id) or ()]
+        prepared = self._parts.snapshotters.get(known.snapshotter).prepare(str(known.name), names)
         if self._parts.store.snapshot(request.key) is None:
             # Removed while it was made: whoever asked for the removal must find it gone.
-            snapshotter.remove(str(known.name))
+            self._parts.snapshotters.get(known.snapshotter).remove(str(known.name))
             raise NotFound(f"snapshot {request.key!r} was removed while it was being prepared")
         return prepared
 
@@ -104,17 +102,12 @@ class RunImages(ImagesServicer):
 
 
 def _manifest_for(image: Image, text: str) -> str:
-    """Return the manifest that a name stands for; by id an encrypted one if there is any, the stricter choice."""
-    for name, manifest in image.manifests.items():
-        if name == text:
-            return manifest
-    if len(set(image.manifests.values())) > 1 and image.encrypted and not _is_name(text):
-        return min(image.encrypted)
-    return next(iter(image.manifests.values()))
-
-
-def _is_name(text: str) -> bool:
-    return "/" in text or ":" in text.removeprefix("sha256:") or "@" in text
+    """Return the manifest that a name stands for; an id means an encrypted one if there is any, the stricter choice."""
+    try:
+        named = image.manifests.get(str(reference.parse(text)))
+    except InvalidArgument:
+        named = None
+    return named or min(image.encrypted or image.manifests.values())
 
 
 def _plan(prepared: Prepared) -> images_pb2.PrepareResponse:

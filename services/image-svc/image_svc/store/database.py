@@ -11,6 +11,19 @@ from pathlib import Path
 from image_svc.store.model import Layer, NewImage, NewLayer, Snapshot, StoredLayer
 from image_svc.store.schema import open_database
 
+_UNUSED_LAYER = """WHERE chain_id NOT IN (
+    WITH RECURSIVE used(chain_id) AS (
+        SELECT chain_id FROM manifest_layers UNION SELECT chain_id FROM snapshots
+        UNION SELECT l.parent FROM layers l JOIN used u ON l.chain_id = u.chain_id WHERE l.parent <> ''
+    ) SELECT chain_id FROM used
+)"""
+_NEEDED_BLOB = "SELECT digest FROM manifests UNION SELECT id FROM images UNION SELECT target FROM names"
+
+
+def _unused_blob(*, discard_layers: bool) -> str:
+    layers = "" if discard_layers else " UNION SELECT digest FROM manifest_layers"
+    return f"WHERE digest NOT IN ({_NEEDED_BLOB}{layers})"
+
 
 class Store:
     """Images, their layers and containers' snapshots; safe to share between threads.
@@ -154,16 +167,16 @@ class Store:
         rows = self._read("SELECT chain_id, parent, name FROM layers WHERE chain_id = ?", (chain_id,))
         return StoredLayer(str(rows[0][0]), str(rows[0][1]), int(str(rows[0][2]))) if rows else None
 
-    def chain(self, chain_id: str) -> list[int] | None:
-        """Return the snapshot names of a chain, base first; None if a layer of it is missing."""
-        names: list[int] = []
+    def chain(self, chain_id: str) -> list[StoredLayer] | None:
+        """Return the layers of a chain, base first; None if one of them is missing."""
+        layers: list[StoredLayer] = []
         while chain_id:
             found = self.layer(chain_id)
             if found is None:
                 return None
-            names.append(found.name)
+            layers.append(found)
             chain_id = found.parent
-        return names[::-1]
+        return layers[::-1]
 
     # Containers' snapshots
 
@@ -217,15 +230,15 @@ class Store:
     # Garbage
 
     def unused_layers(self) -> list[StoredLayer]:
-        """Return the layers that no image and no container's snapshot needs, topmost first."""
-        rows = self._read(
-            "WITH RECURSIVE used(chain_id) AS ("
-            " SELECT chain_id FROM manifest_layers UNION SELECT chain_id FROM snapshots"
-            " UNION SELECT l.parent FROM layers l JOIN used u ON l.chain_id = u.chain_id WHERE l.parent <> ''"
-            ") SELECT chain_id, parent, name FROM layers WHERE chain_id NOT IN (SELECT chain_id FROM used)"
-            " ORDER BY name DESC"
-        )
+        """Return the layers that no image and no container's snapshot needs, the newest first."""
+        rows = self._read(f"SELECT chain_id, parent, name FROM layers {_UNUSED_LAYER} ORDER BY name DESC")  # noqa: S608
         return [StoredLayer(str(a), str(b), int(str(c))) for a, b, c in rows]
+
+    def remove_unused_layer(self, chain_id: str) -> bool:
+        """Forget an unpacked layer; False if something has come to need it."""
+        with self._change() as db:
+            found = db.execute(f"DELETE FROM layers {_UNUSED_LAYER} AND chain_id = ?", (chain_id,))  # noqa: S608
+            return found.rowcount > 0
 
     def forget_lost_layers(self, whole: set[int]) -> list[str]:
         """Forget layers whose directory is not whole, and the images built on them.
@@ -246,18 +259,17 @@ class Store:
             self.generation += 1
         return sorted(images)
 
-    def remove_layer(self, chain_id: str) -> None:
-        """Forget an unpacked layer."""
-        with self._change() as db:
-            db.execute("DELETE FROM layers WHERE chain_id = ?", (chain_id,))
-
     def unused_blobs(self, *, discard_layers: bool = False) -> list[str]:
         """Return the blobs that no image needs; with `discard_layers` those of unpacked layers are not needed."""
-        needed = "SELECT digest FROM manifests UNION SELECT id FROM images UNION SELECT target FROM names"
-        if not discard_layers:
-            needed += " UNION SELECT digest FROM manifest_layers"
-        rows = self._read(f"SELECT digest FROM blobs EXCEPT SELECT * FROM ({needed})")  # noqa: S608 # no values
-        return [str(digest) for (digest,) in rows]
+        unused = _unused_blob(discard_layers=discard_layers)
+        return [str(digest) for (digest,) in self._read(f"SELECT digest FROM blobs {unused}")]  # noqa: S608
+
+    def remove_unused_blob(self, digest: str, *, discard_layers: bool = False) -> bool:
+        """Forget a blob; False if something has come to need it."""
+        unused = _unused_blob(discard_layers=discard_layers)
+        with self._change() as db:
+            found = db.execute(f"DELETE FROM blobs {unused} AND digest = ?", (digest,))  # noqa: S608
+            return found.rowcount > 0
 
     def blobs(self) -> set[str]:
         """Return every recorded blob."""
