@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 
 from bulkhead import log
-from bulkhead.errors import BulkheadError, Unavailable, from_code
+from bulkhead.errors import BulkheadError, DeadlineExceeded, Unavailable, from_code
 from bulkhead.metrics import CALLS
 from bulkhead.sockets import is_live
 
@@ -244,6 +244,8 @@ def call(method: Callable[..., Any], request: Any, *, service: str, timeout: flo
         code, details = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE and not answered(error):
             raise Unavailable(f"{service} does not answer") from error
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and not answered(error):
+            raise DeadlineExceeded(f"{service} did not answer within {timeout:g} s") from error
         raise from_code(code.value[0], details) from error
 
 

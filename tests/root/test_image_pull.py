@@ -67,10 +67,19 @@ class Service:
 def configure(directory: Path) -> Path:
     """Lay out the directories as the supervisor does and write a configuration."""
     root, state = directory / "root/io.bulkhead", directory / "state/io.bulkhead"
-    for path in (root / "snapshots", state / "image-svc", directory / "certs.d"):
+    for path in (
+        root / "snapshots",
+        state / "image-svc",
+        state / "decryptor",
+        directory / "certs.d",
+        directory / "keys",
+    ):
         path.mkdir(parents=True, exist_ok=True)
     for path in (directory, directory / "root", directory / "state", root, root / "snapshots", state):
         path.chmod(0o711)
+    # A directory with the set-group-id bit gives the socket in it the group of its callers.
+    os.chown(state / "decryptor", -1, USER.pw_gid)
+    (state / "decryptor").chmod(0o2711)
     for path in (root, state / "image-svc"):
         os.chown(path, USER.pw_uid, USER.pw_gid)
     config = directory / "config.toml"
@@ -81,8 +90,9 @@ state = "{directory}/state"
 [debug]
 level = "debug"
 [bulkhead]
-metrics_ports = {{ image-svc = 0 }}
+metrics_ports = {{ image-svc = 0, decryptor = -1 }}
 users = {{ image-svc = "nobody" }}
+decryption_keys_path = "{directory}/keys"
 [plugins."io.containerd.cri.v1.images".registry]
 config_path = "{directory}/certs.d"
 """
@@ -266,3 +276,50 @@ def test_second_service_is_refused(node: Service, registry: str) -> None:
 
     assert second.returncode == 1
     assert b"another image-svc uses this store" in second.stderr
+
+
+@contextmanager
+def decryptor(directory: Path) -> Iterator[None]:
+    """Run the decryptor beside a service."""
+    with (directory / "decryptor.log").open("ab") as log:
+        command = [BIN / "decryptor", "--config", directory / "config.toml"]
+        process = subprocess.Popen([*map(str, command)], stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+@pytest.fixture
+def locked(registry: str, place: Path) -> str:
+    """Push busybox:1 encrypted for a fresh key and return its name; the key is at `place`/private.pem."""
+    private, public = place / "private.pem", place / "public.pem"
+    subprocess.run(["openssl", "genrsa", "-out", private, "2048"], check=True, capture_output=True, timeout=60)
+    subprocess.run(["openssl", "rsa", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    copy = ["skopeo", "copy", "--src-tls-verify=false", "--dest-tls-verify=false", f"--encryption-key=jwe:{public}"]
+    source, target = f"docker://{registry}/busybox:2", f"docker://{registry}/locked:1"
+    subprocess.run([*copy, source, target], check=True, capture_output=True, timeout=60)
+    return f"{registry}/locked:1"
+
+
+def test_encrypted_image_without_a_key(node: Service, registry: str, locked: str) -> None:
+    """An encrypted layer is refused with its digest and scheme, also when its plain twin lies on disk."""
+    node.pull(f"{registry}/busybox:2")
+    with decryptor(node.directory), pytest.raises(grpc.RpcError) as caught:
+        node.pull(locked)
+
+    details = caught.value.details() or ""
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "sha256:" in details
+    assert "jwe" in details
+    assert node.names() == [f"{registry}/busybox:2"]
+
+
+def test_encrypted_image_without_the_decryptor(node: Service, locked: str) -> None:
+    """Without the decryptor nothing encrypted is pulled; the error names the service."""
+    with pytest.raises(grpc.RpcError) as caught:
+        node.pull(locked)
+
+    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert "decryptor" in (caught.value.details() or "")

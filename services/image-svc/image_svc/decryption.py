@@ -11,7 +11,7 @@ from image_svc.patience import Patience
 from image_svc.store import Layer
 
 #: Longest wait for the decryptor, seconds.
-TIMEOUT = 30.0
+TIMEOUT = 10.0
 
 
 class Gatekeeper:
