@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds to wait for the first size of a terminal: clients send it right after the streams are open, and a program
 #: that is started with it need not draw twice.
-_FIRST_SIZE = 0.05
+_FIRST_SIZE = 0.2
 
 
 class Command:
