@@ -2,18 +2,23 @@
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import pwd
 import signal
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from prometheus_client import Gauge
 
 from bulkhead import log, metrics, paths, rpc
 from bulkhead.config import load
 from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import cni, facts, recovery, service, trees
 from sandbox_svc.background import Background
 from sandbox_svc.images import Images
@@ -22,6 +27,7 @@ from sandbox_svc.oci.host import LinuxHost
 from sandbox_svc.runtimes import Runtimes
 from sandbox_svc.stats import Collector
 from sandbox_svc.store.database import Database
+from sandbox_svc.store.entities import Container, Pod
 from sandbox_svc.store.model import Model
 from sandbox_svc.streams import Streams
 from sandbox_svc.task.zygote import Zygote
@@ -67,6 +73,7 @@ def serve(config: Config) -> None:
     server = rpc.server(service.register(node), str(socket), 0o660)
     _give_to_group(socket)
     metrics.serve(NAME, lambda: _unready(node), port=config.bulkhead.metrics_ports.get(NAME, -1))
+    _count(node)
     settling = recovery.start(node)
     logger.info("serving %d pods on %s", len(settling), socket)
     stop.wait()
@@ -88,6 +95,22 @@ def _leave_nothing(state: Path) -> None:
         for directory, _, _ in os.walk(state / name, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
+
+
+def _count(node: Node) -> None:
+    """Show how many pods and containers there are, by state."""
+    pods = Gauge("bulkhead_pods", "Pods by state.", ["state"])
+    for name, value in cri.PodSandboxState.items():
+        label = name.removeprefix("SANDBOX_").lower()
+        pods.labels(label).set_function(functools.partial(_in_state, node.model.pods, value))
+    containers = Gauge("bulkhead_containers", "Containers by state.", ["state"])
+    for name, kind in cri.ContainerState.items():
+        label = name.removeprefix("CONTAINER_").lower()
+        containers.labels(label).set_function(functools.partial(_in_state, node.model.containers, kind))
+
+
+def _in_state(things: Callable[[], Sequence[Pod | Container]], state: int) -> float:
+    return sum(thing.state == state for thing in things())
 
 
 def _unready(node: Node) -> list[str]:

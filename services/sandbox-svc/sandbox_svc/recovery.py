@@ -44,6 +44,7 @@ def load(node: Node) -> None:
     for entry in containers:
         if entry.sandbox_id not in known:
             logger.error("container %s belongs to no pod we know; what was made for it is taken back", entry.id)
+            node.database.forget(entry)
             continue
         container = Container(entry, known[entry.sandbox_id], node.database)
         container.uncertain = entry.state == cri.CONTAINER_RUNNING and not process.alive(entry.process)
@@ -89,6 +90,8 @@ def _discard(node: Node, pod: Pod) -> None:
 def settle(node: Node, pod: Pod) -> None:
     """Bring one pod's records in line with its shim, or with the lack of one."""
     with pod.operation:
+        if pod.record.phase is not Phase.PRESENT:
+            return  # its creation or removal, which has the shim's end before it, knows what to do
         for container in node.model.containers_of(pod):
             if container.record.phase is not Phase.PRESENT:
                 remove_container.clean_up(node, container)

@@ -152,6 +152,7 @@ class Undoer:
         """Have the shim leave, by force if it does not, and remove its sockets."""
         with _Borrowed(self._model, entry.data["shim"]) as link:
             who = link.binding.process or self._who(link)
+            link.expect_end()
             if process.alive(who):
                 try:
                     link.shutdown(entry.owner)

@@ -36,8 +36,7 @@ def create_container(
     config = request.config
     validate.container(config)
     pod = node.model.pod(request.pod_sandbox_id)
-    if pod.state != cri.SANDBOX_READY:
-        raise FailedPrecondition(f"pod sandbox {pod.id} is not ready")
+    pod.require_ready()
     name = reserve.container_name(config.metadata, pod.id)
     ident = secrets.token_hex(32)
     outcome, first = node.container_names.begin(
@@ -59,16 +58,18 @@ def _create(node: Node, pod: Pod, config: cri.ContainerConfig, ident: str) -> st
     record = ContainerRecord(id=ident, sandbox_id=pod.id, config=config, created_at=time.time_ns())
     container = Container(record, pod, node.database)
     creation = _Creation(node, container)
-    try:
-        creation.run()
-    except BaseException as error:
-        logger.warning("container %s: %s failed: %s", ident, creation.step, error)
-        if not node.ledger.undo(ident):
-            node.database.forget(container.record)
-        node.model.drop_container(container)
-        if isinstance(error, BulkheadError):
-            raise type(error)(f"{creation.step}: {error}") from error
-        raise Internal(f"{creation.step}: {type(error).__name__}: {error}") from error
+    # Held so that a removal of the pod, which begins meanwhile, waits for the creation and then removes it.
+    with container.operation:
+        try:
+            creation.run()
+        except BaseException as error:
+            logger.warning("container %s: %s failed: %s", ident, creation.step, error)
+            if not node.ledger.undo(ident):
+                node.database.forget(container.record)
+            node.model.drop_container(container)
+            if isinstance(error, BulkheadError):
+                raise type(error)(f"{creation.step}: {error}") from error
+            raise Internal(f"{creation.step}: {type(error).__name__}: {error}") from error
     logger.info("container %s (%s) created in pod %s", ident, config.metadata.name, pod.id)
     return ident
 
@@ -116,6 +117,7 @@ class _Creation:
         self._log_directory()
         place = bundle.write(node.bundle(ident), spec)
         bundle.write_mounts(place, prepared.mounts)
+        pod.require_ready()
         container.update(phase=Phase.PRESENT, **self._facts(image, prepared, spec))
 
     def _input(self, image: Image, prepared: images_pb2.PrepareResponse) -> ContainerInput:

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 import grpc
 
 from bulkhead import metrics
-from bulkhead.errors import AlreadyExists, BulkheadError, DeadlineExceeded, Internal
+from bulkhead.errors import AlreadyExists, BulkheadError, DeadlineExceeded, Internal, InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import netns, pod_files, process, reserve, undo, validate
 from sandbox_svc.cni import AddResult, Attachment
@@ -44,6 +44,7 @@ def run_pod_sandbox(
     config = request.config
     validate.pod(config)
     runtime = node.runtimes.resolve(request.runtime_handler)
+    _refuse_user_namespace(config)
     name = reserve.pod_name(config.metadata)
     ident = secrets.token_hex(32)
     outcome, first = node.pod_names.begin(
@@ -55,6 +56,15 @@ def run_pod_sandbox(
     if not first:
         _must_be_ready(node, found, name)
     return cri.RunPodSandboxResponse(pod_sandbox_id=found)
+
+
+def _refuse_user_namespace(config: cri.PodSandboxConfig) -> None:
+    options = config.linux.security_context.namespace_options
+    if options.HasField("userns_options") and options.userns_options.mode == cri.POD:
+        raise InvalidArgument(
+            "config.linux.security_context.namespace_options.userns_options.mode is POD, expected NODE: "
+            "no handler of this node supports user namespaces (Status, runtime_handlers.features)"
+        )
 
 
 def wait_for(outcome: "Future[str]", context: grpc.ServicerContext, what: str) -> str:

@@ -30,9 +30,10 @@ def start_container(
         if container.state != cri.CONTAINER_CREATED:
             name = cri.ContainerState.Name(container.state)
             raise FailedPrecondition(f"container {container.id} is in state {name}, expected CONTAINER_CREATED")
+        container.pod.require_ready()
         link = container.pod.link
-        if container.pod.state != cri.SANDBOX_READY or link is None:
-            raise FailedPrecondition(f"pod sandbox {container.pod.id} is not ready")
+        if link is None:
+            raise FailedPrecondition(f"the shim of pod {container.pod.id} is gone")
         try:
             _start(node, container, link)
         except Exception as error:

@@ -10,7 +10,7 @@ from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import cgroup
 from sandbox_svc.node import Node
 from sandbox_svc.rpc.stop_container import stop
-from sandbox_svc.store.entities import Pod
+from sandbox_svc.store.entities import Container, Pod
 from sandbox_svc.store.records import Phase
 
 #: Seconds from SIGKILL to the exit of the pause process.
@@ -36,9 +36,10 @@ def stop_pod_sandbox(
 def stop_pod(node: Node, pod: Pod) -> None:
     """Kill what runs in a pod and reclaim its network at the same time; the first failure is raised at the end."""
     with pod.operation:
+        pod.stopping = True
         detaching = node.background.part(node.ledger.undo, pod.id, only=("cni",))
         parts = [
-            node.background.part(stop, container, 0.0)
+            node.background.part(_stop_container, container)
             for container in node.model.containers_of(pod)
             if container.record.phase is Phase.PRESENT
         ]
@@ -57,6 +58,12 @@ def _as_ours(error: BaseException, pod: Pod) -> BaseException:
     if isinstance(error, BulkheadError):
         return error
     return FailedPrecondition(f"stopping pod {pod.id}: {type(error).__name__}: {error}")
+
+
+def _stop_container(container: Container) -> None:
+    """Kill a container; one whose StartContainer is on its way is waited for first."""
+    with container.operation:
+        stop(container, 0.0)
 
 
 def _kill_pause(pod: Pod) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+from bulkhead.errors import FailedPrecondition
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.store import messages
 from sandbox_svc.store.database import Database, Entry
@@ -88,6 +89,8 @@ class Pod(Entity[SandboxRecord]):
         super().__init__(record, database)
         self.link: Link | None = None
         self.containers: dict[str, Container] = {}
+        #: Set by StopPodSandbox: from then on nothing new begins in the pod.
+        self.stopping = False
         #: Set once a recovered pod has been compared with the kernel; always set for a pod of this process's making.
         self.settled = threading.Event()
         self.settled.set()
@@ -99,6 +102,11 @@ class Pod(Entity[SandboxRecord]):
 
     def _message(self) -> cri.PodSandbox:
         return messages.pod_item(self.record, self.state)
+
+    def require_ready(self) -> None:
+        """Raise FailedPrecondition unless things may begin in this pod."""
+        if self.state != cri.SANDBOX_READY or self.stopping:
+            raise FailedPrecondition(f"pod sandbox {self.id} is {'being stopped' if self.stopping else 'not ready'}")
 
     def finished(self, outcome: Exit) -> None:
         """Record the end of the pause process, once."""

@@ -62,6 +62,10 @@ class Link:
         if client is not None:
             client.close()
 
+    def expect_end(self) -> None:
+        """The shim is about to leave by our wish: its hang-up is no news to anybody."""
+        self._on_disconnect = None
+
     def create(
         self,
         ident: str,
