@@ -95,13 +95,13 @@ def test_large_streams(client: str, pods: Pods, container: str, transport: str) 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_terminal(client: str, pods: Pods, container: str, transport: str) -> None:
-    """The first size is there from the start, a later one arrives with SIGWINCH."""
-    script = "stty size; trap 'stty size; exit 0' WINCH; while :; do sleep 0.05; done"
-    url = exec_url(pods, container, "sh", "-c", script, tty=True)
+    """Both sizes that the client sends reach the terminal."""
+    waits = [f"until stty size 2>/dev/null | grep -q '{size}'; do sleep 0.05; done" for size in ("24 80", "30 100")]
+    url = exec_url(pods, container, "sh", "-c", f"{waits[0]}; echo first; {waits[1]}; echo second; tty", tty=True)
 
     code, out, err = run(client, url, transport, "-tty", "-sizes=80x24,100x30", "-pause=1s")
 
-    assert (code, out.split()) == (0, [b"24", b"80", b"30", b"100"]), err
+    assert (code, out.split()) == (0, [b"first", b"second", b"/dev/pts/0"]), err
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -215,9 +215,15 @@ def test_a_url_works_once(client: str, pods: Pods, container: str) -> None:
 def test_metrics(stack: Stack, client: str, pods: Pods, container: str) -> None:
     """Sessions are counted by kind, transport and outcome."""
     run(client, exec_url(pods, container, "false"), "websocket")
-    connection = http.client.HTTPConnection("127.0.0.1", stack.ports["stream-svc"], timeout=5)
+
+    wanted = 'bulkhead_stream_sessions_ended_total{kind="exec",outcome="exit",transport="websocket"}'
+    wait_for(lambda: wanted in metrics(stack.ports["stream-svc"]))
+
+
+def metrics(port: int) -> str:
+    """Return what the service counts."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
-
-    assert 'bulkhead_stream_sessions_ended_total{kind="exec",outcome="exit",transport="websocket"}' in text
+    return text
