@@ -1,6 +1,7 @@
 """ttrpc: the frame codec, and the client against a scripted peer."""
 
 import array
+import contextlib
 import os
 import socket
 import threading
@@ -178,22 +179,35 @@ def test_descriptors_go_to_the_call_that_takes_them(serve: Callable[[Script], st
     """A flagged answer brings its descriptor to the caller's list; without a list it is closed."""
 
     def script(peer: socket.socket, frame: Frame, _: Request) -> None:
-        fd = os.memfd_create("t")
+        if frame.stream > 3:
+            peer.sendall(response(frame.stream, state(1)))
+            return
+        fd = os.memfd_create("passed")
         os.write(fd, b"%d" % frame.stream)
         data = response(frame.stream, state(1), flags=FLAG_DESCRIPTOR)
         peer.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
         os.close(fd)
 
     client = Client(serve(script))
-    before = len(os.listdir("/proc/self/fd"))
     ask(client)
     fds: list[int] = []
     client.call("s", "m", StateRequest(), StateResponse, 5, fds=fds)
+    # The peer answers in turn: after a third answer its own descriptors of the first two are closed.
+    ask(client)
 
     assert [os.pread(fd, 9, 0) for fd in fds] == [b"3"]
     os.close(fds[0])
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_memory_files("passed") == 0
     client.close()
+
+
+def open_memory_files(name: str) -> int:
+    """Count this process's descriptors of memory files of a name; others come and go with the threads."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found += os.readlink(f"/proc/self/fd/{fd}").startswith(f"/memfd:{name} ")
+    return found
 
 
 def test_an_oversized_answer_becomes_an_error() -> None:
