@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -106,9 +107,9 @@ class Images:
         """Drop a snapshot; an unknown key succeeds."""
         rpc.call(self._images.Remove, images_pb2.RemoveRequest(key=key), service=SERVICE, timeout=CALL_TIMEOUT)
 
-    def retain(self, keys: Iterable[str]) -> list[str]:
-        """Tell image-svc which snapshots are in use; returns those of them that it does not have."""
-        request = images_pb2.RetainRequest(keys=keys)
+    def retain(self, keys: Iterable[str], as_of: int) -> list[str]:
+        """Tell image-svc which snapshots were in use at a time (ns since 1970); returns those that it does not have."""
+        request = images_pb2.RetainRequest(keys=keys, as_of=as_of)
         answer = rpc.call(self._images.Retain, request, service=SERVICE, timeout=CALL_TIMEOUT)
         return list(answer.missing)
 
@@ -135,7 +136,8 @@ class Images:
 
     def _announce(self) -> None:
         try:
-            missing = self.retain(self._valid())
+            now = time.time_ns()
+            missing = self.retain(self._valid(), now)
         except BulkheadError as error:
             logger.warning("image-svc was not told which snapshots are in use: %s", error)
             return

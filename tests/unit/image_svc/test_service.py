@@ -137,11 +137,13 @@ def test_prepare_and_remove(client: Client, name: str) -> None:
 
 
 def test_retain_drops_the_rest(client: Client, name: str) -> None:
-    """A snapshot that no container uses any more goes."""
+    """A snapshot that no container uses any more goes, one that is newer than the list stays."""
     image_id = client.pull(name)
     for key in ("c1", "c2"):
         client.run.Prepare(run.PrepareRequest(key=key, image_id=image_id), timeout=5)
 
+    client.run.Retain(run.RetainRequest(keys=["c2"], as_of=1), timeout=5)
+    assert client.run.Retain(run.RetainRequest(keys=["c1", "c2"]), timeout=5).missing == []
     client.run.Retain(run.RetainRequest(keys=["c2"]), timeout=5)
 
     assert client.run.Retain(run.RetainRequest(keys=["c1", "c2"]), timeout=5).missing == ["c1"]

@@ -88,9 +88,9 @@ class RunImages(ImagesServicer):
 
     @rpc.long_call
     def Retain(self, request: images_pb2.RetainRequest, context: grpc.ServicerContext) -> images_pb2.RetainResponse:
-        """Drop every snapshot made before this call whose key is not among those still used."""
+        """Drop every snapshot whose key is not among those in use, unless it is newer than that list."""
         keys = set(request.keys)
-        older = self._parts.store.snapshots(before=time.time_ns())
+        older = self._parts.store.snapshots(before=request.as_of or time.time_ns())
         for snapshot in older:
             if snapshot.key not in keys:
                 snapshotter: Snapshotter = self._parts.snapshotters.get(snapshot.snapshotter)
