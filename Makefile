@@ -26,7 +26,9 @@ check: setup-test $(VENV)/.installed-dev
 test: check root-test
 
 # Real runtimes, CNI plugins, registry, crictl and containerd; needs root.
+# The peers are built first: the tests themselves run in a network namespace that reaches nothing.
 root-test: setup-test $(VENV)/.installed-dev
+	$(BIN)/python tests/conformance/build.py
 	$(BIN)/pytest -q tests/root
 
 bench: setup-test $(VENV)/.installed-dev

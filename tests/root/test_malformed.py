@@ -52,6 +52,10 @@ BAD: dict[str, tuple[Request, str]] = {
         lambda p, pod, c: p.create(pod, c, "m", "true", metadata=None),
         "metadata",
     ),
+    "label of 1 MB": (
+        lambda p, pod, c: p.create(pod, c, "m", "true", labels={"big": "x" * 1_000_000}),
+        "labels['big']",
+    ),
     "no image": (lambda p, pod, c: p.create(pod, c, "m", "true", image=None), "image"),
     "climbing log path": (lambda p, pod, c: p.create(pod, c, "m", "true", log_path="../../x"), "log_path"),
     "relative working directory": (
