@@ -80,8 +80,6 @@ BAD: dict[str, tuple[Request, str]] = {
         lambda p, pod, c: p.create(pod, c, "m", "true", envs=[cri.KeyValue(key="ODD", value=b"a\xff\xfeb")]),
         "envs[0].value",
     ),
-    "labels['big']",
-    ),
     "negative grace": (
         lambda p, _pod, _c: p.runtime.StopContainer(cri.StopContainerRequest(container_id="x", timeout=-5), timeout=9),
         "timeout",
