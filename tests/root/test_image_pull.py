@@ -21,6 +21,7 @@ from bulkhead import rpc
 from bulkhead.proto import images_pb2, images_pb2_grpc
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from bulkhead.proto.runtime.v1 import api_pb2_grpc as cri_grpc
+from support.fake_registry import Handler, fake_registry
 from support.images import Image, Layer, Pusher, digest
 from support.registry import registry as run_registry
 
@@ -265,6 +266,42 @@ def test_killed_and_started_again(place: Path, registry: str) -> None:
         resolved = second.run.Resolve(images_pb2.ResolveRequest(image=f"{registry}/busybox:1"), timeout=5)
         prepared = second.run.Prepare(images_pb2.PrepareRequest(key="c", image_id=resolved.image_id), timeout=10)
         assert prepared.mounts
+
+
+def test_killed_in_mid_pull(place: Path, own_network: None) -> None:
+    """After kill -9 in the middle of a blob the next pull asks for the rest of it only."""
+    image = Image([Layer().file("data", os.urandom(3 << 20)).tar()], compression="plain")
+    blob = image.blobs()[1][0]
+    with fake_registry() as fake:
+        fake.push("app", "1", image)
+        name = f"{fake.address}/app:1"
+
+        def stop_halfway(handler: Handler) -> bool:
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(blob)))
+            handler.end_headers()
+            handler.wfile.write(blob[: len(blob) // 2])
+            time.sleep(3.0)
+            return handler.break_off()
+
+        fake.once(digest(blob), stop_halfway)
+        with service(place) as first:
+            request = cri.PullImageRequest(image=cri.ImageSpec(image=name))
+            call = first.cri.PullImage.future(request, timeout=60, wait_for_ready=True)
+            partial = place / "root/io.bulkhead/ingest" / digest(blob).replace(":", "-")
+            deadline = time.monotonic() + 20
+            while not (partial.exists() and partial.stat().st_size > 1 << 20) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            first.process.kill()
+            first.process.wait(5)
+            assert call.exception(timeout=10)
+            have = partial.stat().st_size
+        with service(place) as second:
+            second.pull(name)
+            assert second.names() == [name]
+
+    asked = fake.asked(digest(blob))
+    assert [each.headers.get("range") for each in asked] == [None, f"bytes={have}-"]
 
 
 def test_second_service_is_refused(node: Service, registry: str) -> None:

@@ -1,0 +1,97 @@
+"""HTTP and connection failures become errors that say what a user can act on."""
+
+import email.utils
+import socket
+import ssl
+import time
+
+import httpx
+import pytest
+
+from bulkhead.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from image_svc.registry.credentials import Credentials
+from image_svc.registry.failures import from_response, from_transport
+
+
+def answer(status: int, body: bytes = b"", **headers: str) -> httpx.Response:
+    """Return a response with its body read."""
+    return httpx.Response(status, content=body, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+
+@pytest.mark.parametrize("value", ["7", email.utils.formatdate(time.time() + 7.5, usegmt=True)])
+def test_retry_after(value: str) -> None:
+    """Retry-After is seconds or a date."""
+    failure = from_response(answer(429, Retry_After=value), "what", "host", Credentials())
+
+    assert 5.5 < failure.after < 8
+    assert failure.retry
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_retry_after_that_says_nothing(value: str) -> None:
+    """What is neither, or lies in the past, is no wait."""
+    assert from_response(answer(503, Retry_After=value), "w", "h", Credentials()).after == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"errors":[{"code":"DENIED","message":"no\\nway"}]}', "(DENIED: no way)"),
+        (b'{"errors":[{"code":"DENIED"}]}', "(DENIED)"),
+        (b'{"errors":[]}', ""),
+        (b'{"errors":{"x":1}}', ""),
+        (b"[1]", ""),
+        (b"<html>", ""),
+    ],
+)
+def test_words_of_the_registry(body: bytes, words: str) -> None:
+    """The registry's own words are quoted on one line, if it has any."""
+    failure = from_response(answer(400, body), "what", "http://host", Credentials())
+
+    assert str(failure) == f"what: http://host answered 400 Bad Request {words}".rstrip()
+    assert isinstance(failure.error, FailedPrecondition)
+    assert not failure.retry
+
+
+def caused(outer: Exception, cause: Exception) -> Exception:
+    """Return an error that another one caused."""
+    outer.__cause__ = cause
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "retry", "words"),
+    [
+        (httpx.ReadTimeout("t"), DeadlineExceeded, True, "sent nothing for too long"),
+        (httpx.ConnectTimeout("t"), Unavailable, True, "dial time-out"),
+        (caused(httpx.ConnectError("x"), ConnectionRefusedError(111, "refused")), Unavailable, True, "refused"),
+        (
+            caused(httpx.ConnectError("x"), socket.gaierror(socket.EAI_NONAME, "unknown name")),
+            Unavailable,
+            False,
+            "unknown name",
+        ),
+        (
+            caused(httpx.ConnectError("x"), socket.gaierror(socket.EAI_AGAIN, "try later")),
+            Unavailable,
+            True,
+            "try later",
+        ),
+        (
+            caused(httpx.ConnectError("x"), ssl.SSLCertVerificationError(1, "self-signed")),
+            Unavailable,
+            False,
+            "self-signed",
+        ),
+        (httpx.RemoteProtocolError("peer closed"), Unavailable, True, "connection broken: peer closed"),
+    ],
+)
+def test_connections(error: Exception, kind: type[Exception], retry: bool, words: str) -> None:
+    """What broke is told; what cannot get better at once is not repeated."""
+    failure = from_transport(error, "what", "http://host")
+
+    assert type(failure.error) is kind
+    assert failure.retry is retry
+    assert words in str(failure)
+    assert "what" in str(failure)
+    assert "http://host" in str(failure)
