@@ -3,6 +3,7 @@
 import http.server
 import io
 import json
+import ssl
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -136,10 +137,12 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def fake_registry() -> Iterator[FakeRegistry]:
-    """Run a fake registry on a loopback port."""
+def fake_registry(tls: ssl.SSLContext | None = None) -> Iterator[FakeRegistry]:
+    """Run a fake registry on a loopback port, over TLS if a context is given."""
     made = FakeRegistry()
     server = _Server(("127.0.0.1", 0), type("Bound", (Handler,), {"registry": made}))
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     made.address = f"127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

@@ -18,12 +18,12 @@ def answer(status: int, body: bytes = b"", **headers: str) -> httpx.Response:
     return httpx.Response(status, content=body, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
-@pytest.mark.parametrize("value", ["7", email.utils.formatdate(time.time() + 7.5, usegmt=True)])
+@pytest.mark.parametrize("value", ["300", email.utils.formatdate(time.time() + 300, usegmt=True)])
 def test_retry_after(value: str) -> None:
     """Retry-After is seconds or a date."""
     failure = from_response(answer(429, Retry_After=value), "what", "host", Credentials())
 
-    assert 5.5 < failure.after < 8
+    assert 200 < failure.after <= 300
     assert failure.retry
 
 

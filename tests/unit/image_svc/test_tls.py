@@ -1,0 +1,170 @@
+"""TLS: authorities, client certificates, skip_verify, and which hosts may do without."""
+
+import datetime
+import ipaddress
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from bulkhead.config.model import Registry
+from bulkhead.errors import FailedPrecondition, Unavailable
+from image_svc import reference
+from image_svc.patience import Patience
+from image_svc.registry.repository import Repository, Retry
+from support.fake_registry import FakeRegistry, fake_registry
+
+#: A name that is not loopback by itself and that hosts.toml sends to the fake registry.
+NAME = "registry.example"
+
+
+@dataclass
+class Pair:
+    """A certificate and its key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    def write(self, directory: Path, name: str) -> tuple[Path, Path]:
+        """Write both as PEM and return their paths."""
+        cert, key = directory / f"{name}.cert", directory / f"{name}.key"
+        cert.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+        key.write_bytes(
+            self.key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return cert, key
+
+
+def certify(name: str, issuer: Pair | None = None) -> Pair:
+    """Make a certificate, signed by an issuer or by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.certificate.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+    )
+    return Pair(builder.sign(issuer.key if issuer else key, hashes.SHA256()), key)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    """Return the authority's certificate; the server's is server.cert, a client's client.cert, with their keys."""
+    ca = certify("authority")
+    certify("server", ca).write(tmp_path, "server")
+    certify("client", ca).write(tmp_path, "client")
+    return ca.write(tmp_path, "ca")[0]
+
+
+@pytest.fixture
+def secure(authority: Path, tmp_path: Path) -> Iterator[FakeRegistry]:
+    """Run a registry over TLS that takes anybody."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.cert", tmp_path / "server.key")
+    with fake_registry(context) as made:
+        made.push_manifest("app", "1", b"{}", "application/vnd.oci.image.manifest.v1+json")
+        yield made
+
+
+def resolve(tmp_path: Path, toml: str, name: str = NAME) -> None:
+    """Resolve app:1 of a registry under a hosts.toml."""
+    directory = tmp_path / "certs.d" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "hosts.toml").write_text(toml)
+    registry = Registry(config_path=(str(tmp_path / "certs.d"),))
+    repository = Repository(reference.parse(f"{name}/app:1"), registry, retry=Retry(rounds=1))
+    with repository.held():
+        repository.resolve(Patience(5.0, "resolve"))
+
+
+def test_unknown_authority(secure: FakeRegistry, tmp_path: Path) -> None:
+    """A certificate of an authority that nobody vouches for is refused and not retried."""
+    with pytest.raises(Unavailable, match=rf"https://{secure.address}: .*certificate verify failed"):
+        resolve(tmp_path, f'server = "https://{secure.address}"')
+    assert secure.seen == []
+
+
+def test_authority_of_the_file(secure: FakeRegistry, authority: Path, tmp_path: Path) -> None:
+    """`ca` names the authority."""
+    resolve(tmp_path, f'server = "https://{secure.address}"\nca = "{authority}"')
+
+    assert secure.seen
+
+
+def test_skip_verify(secure: FakeRegistry, tmp_path: Path) -> None:
+    """skip_verify takes any certificate."""
+    resolve(tmp_path, f'server = "https://{secure.address}"\nskip_verify = true')
+
+    assert secure.seen
+
+
+def test_client_certificate(authority: Path, tmp_path: Path) -> None:
+    """A registry that wants a certificate gets the one of the file, in each of its forms."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.cert", tmp_path / "server.key")
+    context.load_verify_locations(authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    both = tmp_path / "both.pem"
+    both.write_bytes((tmp_path / "client.cert").read_bytes() + (tmp_path / "client.key").read_bytes())
+    with fake_registry(context) as made:
+        made.push_manifest("app", "1", b"{}", "application/vnd.oci.image.manifest.v1+json")
+        head = f'server = "https://{made.address}"\nca = "{authority}"\n'
+        with pytest.raises(Unavailable):
+            resolve(tmp_path, head)
+        resolve(tmp_path, f'{head}client = "{both}"')
+        resolve(tmp_path, f'{head}client = [["{tmp_path}/client.cert", "{tmp_path}/client.key"]]')
+
+        assert len(made.seen) == 2
+
+
+@pytest.mark.parametrize("key", ["ca", "client"])
+def test_unreadable_certificate_is_named(secure: FakeRegistry, tmp_path: Path, key: str) -> None:
+    """A certificate that is not there fails the pull and is named."""
+    with pytest.raises(FailedPrecondition, match=r"certs\.d/registry\.example/missing\.pem"):
+        resolve(tmp_path, f'server = "https://{secure.address}"\n{key} = "missing.pem"')
+
+
+def test_docker_certificates(secure: FakeRegistry, authority: Path, tmp_path: Path) -> None:
+    """A directory with nothing but *.crt is enough."""
+    directory = tmp_path / "docker" / secure.address
+    directory.mkdir(parents=True)
+    (directory / "ca.crt").write_bytes(authority.read_bytes())
+    registry = Registry(config_path=(str(tmp_path / "docker"),))
+    repository = Repository(reference.parse(f"{secure.address}/app:1"), registry, retry=Retry(rounds=1))
+
+    with repository.held():
+        repository.resolve(Patience(5.0, "resolve"))
+
+    assert secure.seen
+
+
+def test_local_registry_over_tls(secure: FakeRegistry) -> None:
+    """A registry on this machine is spoken to over TLS if it speaks it, whoever signed its certificate."""
+    repository = Repository(reference.parse(f"{secure.address}/app:1"), Registry(config_path=()), retry=Retry(rounds=1))
+
+    with repository.held():
+        repository.resolve(Patience(5.0, "resolve"))
+
+    assert secure.seen
+
+
+def test_remote_registry_never_falls_back(registry: FakeRegistry, tmp_path: Path) -> None:
+    """An https address is never spoken to in the clear."""
+    with pytest.raises(Unavailable, match="RegistryUnavailable"):
+        resolve(tmp_path, f'server = "https://{registry.address}"')
+    assert registry.seen == []
