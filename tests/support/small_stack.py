@@ -34,18 +34,11 @@ decryption_keys_path = "{directory}/keys"
 {ports}
 """
 
-#: Starts `bulkhead up` with a directory of programs of the test's choice.
+#: What `bulkhead up` does, with a directory of programs of the test's choice.
 _DRIVER = """import sys
 from pathlib import Path
-from bulkhead.supervisor import roster, up
-from bulkhead.config import load
-programs = Path(sys.argv[1])
-roster.scripts_directory = up.scripts_directory = lambda: programs
-from bulkhead.errors import BulkheadError
-try:
-    sys.exit(up.up(load(sys.argv[2])))
-except BulkheadError as error:
-    sys.exit(f"bulkhead: {error}")
+from bulkhead.supervisor.__main__ import become
+become(sys.argv[1], Path(sys.argv[2]))
 """
 
 _GRPC = """#!{python}
@@ -146,7 +139,7 @@ class SmallStack:
 
     def command(self) -> list[str]:
         """Return what runs the supervisor."""
-        return [sys.executable, "-c", _DRIVER, str(self.programs), str(self.directory / "config.toml")]
+        return [sys.executable, "-c", _DRIVER, f"{self.directory}/config.toml", str(self.programs)]
 
     def start(self, timeout: float = 40) -> None:
         """Start it and wait for the line that says it is ready."""

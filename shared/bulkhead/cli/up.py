@@ -1,8 +1,9 @@
 """`bulkhead up`: run the whole stack in the foreground."""
 
 import argparse
+import os
 
-from bulkhead import config
+from bulkhead.errors import PermissionDenied
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -13,8 +14,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run until SIGTERM or SIGINT; pods outlive it."""
-    # Not at the top: `bulkhead status` has no use for it.
-    from bulkhead.supervisor.up import up
+    """Become the supervisor, which runs until SIGTERM or SIGINT; pods outlive it."""
+    if os.geteuid() != 0:
+        raise PermissionDenied("bulkhead up must be run as root: it makes pods, and starts services as other users")
+    # Not at the top: other commands have no use for it.
+    from bulkhead.supervisor.__main__ import become
 
-    return up(config.load(options.config))
+    become(os.path.abspath(options.config) if options.config else None)

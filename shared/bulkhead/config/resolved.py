@@ -48,6 +48,12 @@ def read_resolved(path: str) -> Config:
     return typing.cast("Config", made)
 
 
+def build(data: Any) -> Config:
+    """Make a configuration from the parsed JSON of a copy; ValueError or TypeError if it is none."""
+    made: Config = _build(Config, data, "")
+    return made
+
+
 def _build(kind: Any, value: Any, path: str) -> Any:
     """Make a value of an annotated type from JSON."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):

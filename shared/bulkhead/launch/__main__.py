@@ -3,6 +3,7 @@
 It runs alone and single-threaded, so nothing here happens between fork and exec of a process with threads.
 """
 
+import os
 import sys
 
 from bulkhead.launch.enter import enter
@@ -10,6 +11,6 @@ from bulkhead.launch.plan import Plan
 
 if __name__ == "__main__":
     try:
-        enter(Plan.from_json(sys.argv[1]))
+        enter(Plan.from_json(sys.argv[1]), os.getppid())
     except OSError as error:
         sys.exit(f"launch: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}")

@@ -17,9 +17,26 @@ KEYS = "keys"
 _LISTEN_FD = 3
 
 
-def enter(plan: Plan) -> NoReturn:
-    """Become the program of the plan. The order matters: each step needs privileges that a later one gives up."""
-    parent = os.getppid()
+def enter(plan: Plan, parent: int) -> NoReturn:
+    """Become the program of the plan, by exec; `parent` is the pid of the supervisor."""
+    confine(plan, parent)
+    execute(plan, variables(plan))
+
+
+def execute(plan: Plan, environment: dict[str, str]) -> NoReturn:
+    """Exec the program with these variables."""
+    os.execve(plan.arguments[0], plan.arguments, environment)  # noqa: S606 # what a launcher is for
+
+
+def variables(plan: Plan) -> dict[str, str]:
+    """Return the program's environment, with what sd_listen_fds(3) wants to see in it."""
+    if plan.listen_fd < 0:
+        return dict(plan.environment)
+    return {**plan.environment, "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+
+
+def confine(plan: Plan, parent: int) -> None:
+    """Carry out the plan in this process, up to the program. Each step needs privileges that a later one gives up."""
     namespaces = linux.CLONE_NEWNS * plan.mount_namespace | linux.CLONE_NEWNET * plan.no_network
     if namespaces:
         linux.unshare(namespaces)
@@ -34,14 +51,11 @@ def enter(plan: Plan) -> NoReturn:
         linux.prctl(linux.PR_SET_PDEATHSIG, plan.parent_death_signal)
         if os.getppid() != parent:
             raise OSError(0, "the supervisor is gone")
-    environment = dict(plan.environment)
     if plan.listen_fd >= 0:
-        environment |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
         if plan.listen_fd != _LISTEN_FD:
             os.dup2(plan.listen_fd, _LISTEN_FD)
         os.set_inheritable(_LISTEN_FD, True)
     os.chdir("/")
-    os.execve(plan.arguments[0], plan.arguments, environment)  # noqa: S606 # what a launcher is for
 
 
 def _arrange_mounts(plan: Plan) -> None:

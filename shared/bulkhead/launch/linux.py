@@ -48,6 +48,11 @@ def prctl(option: int, argument: int = 0) -> int:
     return _check(_libc.prctl(option, ctypes.c_ulong(argument), zero, zero, zero), f"prctl({option}, {argument})")
 
 
+def prctl_name(option: int, name: str) -> None:
+    """Set the name of this thread, 15 bytes of it."""
+    _check(_libc.prctl(option, ctypes.c_char_p(name.encode()[:15])), f"prctl({option}, {name!r})")
+
+
 def capset(permitted: int) -> None:
     """Set permitted and effective capabilities to that bit set, and the inheritable ones to none."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)

@@ -1,5 +1,6 @@
-"""One running program of the stack: started through the launcher, watched by pidfd, its output read from a pipe."""
+"""One running program of the stack: started as a fork, watched by pidfd, its output read from a pipe."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections import deque
 
 from bulkhead.launch.plan import Plan
+from bulkhead.supervisor.warm import fork
 
 #: A program that ran this many seconds has started well: its next death counts as the first.
 STEADY = 10.0
@@ -27,42 +29,32 @@ class Backoff:
 
 
 class Child:
-    """A started program. `detached` puts it into a session of its own, with its output in a file."""
+    """A started program and the pipe with its output. `detached` gives it a session of its own and a file instead."""
 
-    def __init__(self, name: str, plan: Plan, log: int | None = None) -> None:
+    def __init__(self, name: str, plan: Plan, detached: int | None = None) -> None:
         self.name, self.began = name, time.monotonic()
         self.output: int | None = None
         self.last_lines: deque[str] = deque(maxlen=5)
-        write = log
-        if log is None:
+        if detached is None:
             self.output, write = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(self.output, False)
-        # Isolated mode: neither the working directory nor the environment decides what is imported as root.
-        command = [sys.executable, "-I", "-m", "bulkhead.launch", plan.to_json()]
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=write,
-                stderr=write,
-                pass_fds=(plan.listen_fd,) if plan.listen_fd >= 0 else (),
-                start_new_session=log is not None,
-                process_group=0 if log is None else None,
-            )
-        finally:
-            if log is None and write is not None:
+            try:
+                self.pid = fork(plan, write)
+            finally:
                 os.close(write)
-        self.pid = self._process.pid
+        else:
+            self.pid = _execute(plan, detached)
         self.pidfd = os.pidfd_open(self.pid)
 
     def reap(self) -> str:
         """Collect the exit and return it in words; the process must have ended."""
-        status = self._process.wait()
+        _, status = os.waitpid(self.pid, 0)
         os.close(self.pidfd)
         self._close_output()
-        if status < 0:
-            return f"was killed by {signal.Signals(-status).name}"
-        return f"exited with status {status}"
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"exited with status {code}"
 
     def end_output(self) -> None:
         """Close the pipe after its last byte was read."""
@@ -70,14 +62,13 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal to the program, if it has not ended."""
-        self._process.send_signal(number)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
 
     def kill_group(self) -> None:
         """Kill the program and what it started in its process group."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            self._process.kill()
 
     @property
     def lived(self) -> float:
@@ -88,3 +79,13 @@ class Child:
         if self.output is not None:
             os.close(self.output)
             self.output = None
+
+
+def _execute(plan: Plan, output: int) -> int:
+    """Start the program by exec in a session of its own: it outlives this process and shares nothing with it."""
+    # Isolated mode: neither the working directory nor the environment decides what is imported as root.
+    command = [sys.executable, "-I", "-m", "bulkhead.launch", plan.to_json()]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+    # Waited for by pid, like the forks; Popen would warn that nobody did.
+    process.returncode = 0
+    return process.pid

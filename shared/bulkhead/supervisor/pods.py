@@ -62,14 +62,10 @@ def clear_state(config: Config) -> list[str]:
         shutil.rmtree(path, ignore_errors=True)
     for directory in _children(state / "s"):
         _remove_dead(directory)
-    kept = []
-    for name in ("s", "bundles", "netns"):
-        try:
-            (state / name).rmdir()
-        except FileNotFoundError:
-            continue
-        except OSError:
-            kept.append(f"{state / name} is not empty")
+    for current, _, _ in os.walk(state, topdown=False):
+        if current != str(state):
+            _remove_empty(Path(current))
+    kept = [f"{path} is not empty" for path in _children(state) if path.is_dir()]
     if not kept:
         _remove_empty(state)
         _remove_empty(state.parent)

@@ -70,15 +70,18 @@ def sockets(config: Config) -> dict[str, Path]:
     }
 
 
-def roster(config: Config, users: Users, source: Mapping[str, str]) -> list[Entry]:
-    """Return every service in the order of starting; `source` is the environment to pass on from."""
+def roster(config: Config, users: Users, source: Mapping[str, str], programs: Path) -> list[Entry]:
+    """Return every service in the order of starting.
+
+    `source` is the environment to pass on from, `programs` the directory of the services' scripts.
+    """
     where = sockets(config)
-    return [Entry(name, _plan(name, config, users, source), where[name]) for name in START]
+    return [Entry(name, _plan(name, config, users, source, programs), where[name]) for name in START]
 
 
-def _plan(name: str, config: Config, users: Users, source: Mapping[str, str]) -> Plan:
+def _plan(name: str, config: Config, users: Users, source: Mapping[str, str], programs: Path) -> Plan:
     user = users.of(name)
-    program = scripts_directory() / _SCRIPTS.get(name, name)
+    program = programs / _SCRIPTS.get(name, name)
     arguments = (str(program), "--config", str(config_file(config, name)))
     variables = environment(source, user.home)
     if name in ("sandbox-svc", ZYGOTE):

@@ -182,7 +182,7 @@ class ZygoteKeeper:
                 logger.info("the shim zygote of an earlier start goes on (pid %d)", pid)
                 self._pidfd = os.pidfd_open(pid)
             else:
-                self._child = Child(ZYGOTE, self._entry.plan, log=fd)
+                self._child = Child(ZYGOTE, self._entry.plan, detached=fd)
                 self._pidfd = self._child.pidfd
         finally:
             os.close(fd)

@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 from bulkhead import __version__, cni_default, log
-from bulkhead.config.model import Config
-from bulkhead.errors import BulkheadError, FailedPrecondition, PermissionDenied
+from bulkhead.errors import BulkheadError, FailedPrecondition
 from bulkhead.launch import directories, reach, users
 from bulkhead.sockets import is_live
 from bulkhead.supervisor import claims, faces, pods, provision
@@ -19,12 +18,12 @@ from bulkhead.supervisor.roster import (
     START,
     ZYGOTE,
     Entry,
-    config_file,
     roster,
-    scripts_directory,
     sockets,
 )
+from bulkhead.supervisor.settings import Settings
 from bulkhead.supervisor.stack import Stack, ZygoteKeeper, with_listener
+from bulkhead.supervisor.warm import warm
 
 logger = logging.getLogger("bulkhead.supervisor")
 
@@ -39,10 +38,9 @@ _SETTLE = 2.0
 class Up:
     """One run of the supervisor."""
 
-    def __init__(self, config: Config) -> None:
-        if os.geteuid() != 0:
-            raise PermissionDenied("bulkhead up must be run as root: it makes pods, and starts services as other users")
-        self.config = config
+    def __init__(self, settings: Settings, programs: Path) -> None:
+        self.config = config = settings.config
+        self._programs = programs
         self.users = users.look_up(config.bulkhead.users)
         self._check_reach()
         claims.refuse_long_paths(config)
@@ -52,14 +50,13 @@ class Up:
         claims.refuse_busy_ports(config)
         directories.make(config, self.users)
         provision.hold_keys(config)
-        for name in START:
-            provision.write_config(config, self.users, name, config_file(config, name))
+        settings.write()
         self._cni_conf = self._default_network()
         self._pid_file = claims.pid_file(config)
         self._pid_file.write_text(f"{os.getpid()}\n")
         self._loop = Loop()
         self._listener = self._decryptor_listener()
-        entries = {entry.name: self._completed(entry) for entry in roster(config, self.users, os.environ)}
+        entries = {entry.name: self._completed(entry) for entry in roster(config, self.users, os.environ, programs)}
         self._zygote = ZygoteKeeper(
             self._loop,
             entries.pop(ZYGOTE),
@@ -94,7 +91,7 @@ class Up:
 
     def _check_reach(self) -> None:
         """Refuse before anything is made if a service could not read its own program."""
-        needed = [Path(sys.executable), scripts_directory() / "cri-frontend", Path(log.__file__)]
+        needed = [Path(sys.executable), self._programs / "cri-frontend", Path(log.__file__)]
         for service, user in self.users.by_service.items():
             reach.require(user, service, needed)
 
@@ -205,10 +202,16 @@ class Up:
         logger.info("stopped; nothing is left running")
 
 
-def up(config: Config) -> int:
-    """Run the stack; FailedPrecondition and its like say why it cannot start."""
-    log.setup("bulkhead", config.debug.level, config.debug.format)
+def up(path: str | None, programs: Path) -> int:
+    """Run the stack of that configuration file; FailedPrecondition and its like say why it cannot start."""
+    settings = Settings(path)
+    log.setup("bulkhead", settings.config.debug.level, settings.config.debug.format)
+    for warning in settings.warnings:
+        logger.warning("%s", warning)
+    warm()
     try:
-        return Up(config).run()
+        return Up(settings, programs).run()
     except OSError as error:
         raise FailedPrecondition(f"{error.filename or 'system call'}: {error.strerror}") from error
+    finally:
+        settings.close()

@@ -41,7 +41,9 @@ SERVICES = (
 
 
 def plans() -> dict[str, Plan]:
-    return {entry.name: entry.plan for entry in roster.roster(Config(), PEOPLE, {"PATH": "/bin", "SECRET": "x"})}
+    return {
+        entry.name: entry.plan for entry in roster.roster(Config(), PEOPLE, {"PATH": "/bin", "SECRET": "x"}, Path("/p"))
+    }
 
 
 def unit(name: str) -> dict[str, list[str]]:

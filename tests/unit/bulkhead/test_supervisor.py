@@ -200,9 +200,12 @@ def test_the_state_goes_when_no_pod_needs_it(config: Config) -> None:
 def test_what_a_pod_left_stays(config: Config) -> None:
     """A bundle that was not removed is evidence for the next start."""
     (config.state / "bundles" / "c1").mkdir(parents=True)
+    (config.state / "bundles" / "c1" / "config.json").write_text("{}")
+    (config.state / "shm" / "p1").mkdir(parents=True)
 
     assert pods.clear_state(config) == [f"{config.state}/bundles is not empty"]
-    assert (config.state / "bundles" / "c1").is_dir()
+    assert (config.state / "bundles" / "c1" / "config.json").exists()
+    assert not (config.state / "shm").exists()
 
 
 def test_live_shims_are_told_from_dead_ones(config: Config) -> None:
