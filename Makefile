@@ -11,7 +11,7 @@ else
 STAMP_NEEDS := pyproject.toml hatch_build.py $(SOURCES)
 endif
 
-.PHONY: run check test unit root-test bench clean setup-run setup-test
+.PHONY: run check test unit root-test conformance bench clean setup-run setup-test
 
 run: setup-run $(VENV)/.installed
 	$(BIN)/bulkhead up $(if $(CONFIG),--config $(CONFIG))
@@ -30,6 +30,10 @@ test: check root-test
 root-test: setup-test $(VENV)/.installed-dev
 	$(BIN)/python tests/conformance/build.py
 	$(BIN)/pytest -q tests/root
+
+# The Kubernetes project's conformance suite, critest, with each runtime. ARGS narrows it: ARGS='--runtime crun --websocket'.
+conformance: setup-test $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python -m conformance.run $(ARGS)
 
 bench: setup-test $(VENV)/.installed-dev
 	$(BIN)/python bench/bench.py $(ARGS)

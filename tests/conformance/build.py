@@ -1,8 +1,8 @@
 """Build the peers that the conformance tests compare with, each from its own pinned Go module.
 
 `build("containerd")` compiles what `tests/conformance/containerd/` pins, into `tests/conformance/.bin/`, once per
-content of that folder's go.mod and go.sum: the stamp beside the binaries is their digest. Run as a script, it builds the
-modules named on the command line, or all.
+content of that folder's go.mod and go.sum: the stamp beside the binaries is their digest. Run as a script, it builds
+the modules named on the command line, or all.
 """
 
 import fcntl
@@ -20,7 +20,10 @@ BIN = HERE / ".bin"
 PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
     # Our own program around client-go; the others pin somebody else's.
     "streamclient": {"streamclient": (".", "")},
-    "cri-tools": {"crictl": ("sigs.k8s.io/cri-tools/cmd/crictl", "")},
+    "cri-tools": {
+        "crictl": ("sigs.k8s.io/cri-tools/cmd/crictl", ""),
+        "critest": ("sigs.k8s.io/cri-tools/cmd/critest", ""),
+    },
     "containerd": {
         # The tags leave out what the comparison never touches; they halve the time of the build.
         "containerd": (
@@ -30,6 +33,9 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
         "containerd-shim-runc-v2": ("github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", "no_grpc"),
     },
 }
+
+#: Binaries that are a package's tests, which `go test -c` compiles.
+TESTS = {"critest"}
 
 #: Seconds for one binary on a slow machine with a cold build cache.
 TIMEOUT = 1800
@@ -51,7 +57,8 @@ def build(name: str) -> dict[str, Path]:
         if stamp.exists() and stamp.read_text() == digest and all(path.exists() for path in wanted.values()):
             return wanted
         for binary, (package, tags) in PACKAGES[name].items():
-            _go(["build", "-trimpath", "-ldflags=-s -w", "-tags", tags, "-o", str(wanted[binary]), package], module)
+            verb = ["test", "-c"] if binary in TESTS else ["build"]
+            _go([*verb, "-trimpath", "-ldflags=-s -w", "-tags", tags, "-o", str(wanted[binary]), package], module)
         stamp.write_text(digest)
     return wanted
 

@@ -85,6 +85,8 @@ class Stack:
     images: str = ""
     runtime: str = ""
     more: str = ""
+    #: The pause image's reference; "" for the registry's pause:1.
+    pause: str = ""
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bh")))
     ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in SERVICES})
     process: "subprocess.Popen[bytes] | None" = None
@@ -114,7 +116,7 @@ class Stack:
         self.config.write_text(
             _CONFIG.format(
                 directory=self.directory,
-                pause=f"{self.registry}/pause:1",
+                pause=self.pause or f"{self.registry}/pause:1",
                 default=self.default,
                 images=self.images,
                 runtime=self.runtime,
