@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-import httpx
-
 from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError, Unimplemented
 from bulkhead.metrics import stage
@@ -49,7 +47,6 @@ class Puller:
         leases: Leases,
         *,
         retry: Retry | None = None,
-        transport: httpx.BaseTransport | None = None,
         host: Platform | None = None,
     ) -> None:
         self._config = config
@@ -59,7 +56,6 @@ class Puller:
         self._gatekeeper = gatekeeper
         self._leases = leases
         self._retry = retry or _retry(config)
-        self._transport = transport
         self._host = host or platforms.current()
         self._jobs = Jobs()
         self._budget = threading.Semaphore(max(4 * config.images.max_concurrent_downloads, 8))
@@ -78,7 +74,7 @@ class Puller:
         """Pull an image completely and return its id; nothing of it is listed before that."""
         name = reference.parse(image)
         began = time.monotonic()
-        repository = Repository(name, self._config.images.registry, auth, retry=self._retry, transport=self._transport)
+        repository = Repository(name, self._config.images.registry, auth, retry=self._retry)
         with telemetry.PULLING.track_inprogress(), repository.held(), self._leases.lease() as lease:
             try:
                 image_id, size = self._pull(name, repository, lease, patience, pod)

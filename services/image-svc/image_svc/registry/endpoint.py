@@ -42,7 +42,6 @@ class Endpoint:
         credentials: Credentials,
         *,
         read_timeout: float = READ_TIMEOUT,
-        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.host = host
         self.credentials = credentials
@@ -53,7 +52,6 @@ class Endpoint:
             lambda: self.origin, f"repository:{repository}:pull", credentials, self._send_whole
         )
         self._timeout = httpx.Timeout(read_timeout, connect=host.dial_timeout, pool=None)
-        self._transport = transport
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
 
@@ -188,7 +186,6 @@ class Endpoint:
                     timeout=self._timeout,
                     trust_env=not is_loopback(self.host.host),
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
-                    transport=self._transport,
                     follow_redirects=False,
                 )
             return self._client

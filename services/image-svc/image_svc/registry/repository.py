@@ -64,7 +64,6 @@ class Repository:
         auth: AuthConfig | None = None,
         *,
         retry: Retry | None = None,
-        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.reference = reference
         self._retry = retry or Retry()
@@ -77,7 +76,6 @@ class Repository:
                 reference.path,
                 credentials.for_host(host, auth, registry),
                 read_timeout=self._retry.read_timeout,
-                transport=transport,
             )
             for host in hosts.lookup(reference.domain, registry)
         ]
