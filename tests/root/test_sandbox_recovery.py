@@ -59,7 +59,7 @@ class Held:
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     """One service for the module, with programs that can be held."""
-    made = Sandbox(number=94)
+    made = Sandbox(number=96)
     bins = made.directory / "bin"
     bins.mkdir()
     for name in ("bridge", "host-local", "portmap", "loopback"):
@@ -76,7 +76,7 @@ def sandbox() -> Iterator[Sandbox]:
         running.remove_all()
         assert running.remains() == []
     left = before.left_by(Host.look(str(made.directory)))
-    left["links"] = [name for name in left.get("links", []) if name != "bh94"]
+    left["links"] = [name for name in left.get("links", []) if name != "bh96"]
     assert {kind: items for kind, items in left.items() if items} == {}
 
 
@@ -208,7 +208,7 @@ def test_exits_and_log_lines_of_the_meantime(held: Held) -> None:
     assert [(pods.status(c).exit_code, pods.status(c).reason) for c in dying] == [(0, "Completed"), (3, "Error")]
     assert pods.runtime.PodSandboxStatus(
         cri.PodSandboxStatusRequest(pod_sandbox_id=pod), timeout=5
-    ).status.network.ip.startswith("10.94.")
+    ).status.network.ip.startswith("10.96.")
     # The Wait is parked again: an exit after the restart is seen, too.
     pods.stop(counter, 0)
     assert pods.status(counter).exit_code == 137
@@ -216,6 +216,23 @@ def test_exits_and_log_lines_of_the_meantime(held: Held) -> None:
     assert lines == [str(n) for n in range(len(lines))]
     assert len(lines) > 50
     (sandbox.directory / "logs/counter.log").unlink()
+
+
+def test_snapshots_in_use_are_named_after_a_restart(held: Held) -> None:
+    """What image-svc is told to retain after our restart holds every pod and container: all else is collected."""
+    sandbox = held.sandbox
+    pods = sandbox.pods()
+    config = pods.config("retained")
+    pod = pods.run(config)
+    container = pods.create(pod, config, "app", "true")
+    sandbox.kill()
+    sandbox.images.calls.clear()
+    sandbox.start()
+    deadline = time.monotonic() + 10
+    while not (told := [keys for method, keys in sandbox.images.calls if method == "Retain"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert {pod, container} <= set(told[0].split(","))
 
 
 @pytest.mark.parametrize("away", [True, False])

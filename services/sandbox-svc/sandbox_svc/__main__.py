@@ -30,6 +30,7 @@ from sandbox_svc.store.database import Database
 from sandbox_svc.store.entities import Container, Pod
 from sandbox_svc.store.model import Model
 from sandbox_svc.streams import Streams
+from sandbox_svc.task.events import EventSink
 from sandbox_svc.task.zygote import Zygote
 
 NAME = "sandbox-svc"
@@ -69,9 +70,11 @@ def serve(config: Config) -> None:
     rpc.refuse_live(str(socket))
     node = build(config)
     recovery.load(node)
+    node.images.watch()
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
     server = rpc.server(service.register(node), str(socket), 0o660)
     _give_to_group(socket)
+    EventSink(node.events_socket)
     metrics.serve(NAME, lambda: _unready(node), port=config.bulkhead.metrics_ports.get(NAME, -1))
     _count(node)
     settling = recovery.start(node)

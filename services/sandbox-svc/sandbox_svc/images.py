@@ -54,6 +54,12 @@ class Images:
         self._parsed: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
         self._seen = threading.Event()
+
+    def watch(self) -> None:
+        """Begin to tell image-svc, whenever it comes up, which snapshots are valid.
+
+        Not before the records are loaded: every snapshot that is not named may be collected.
+        """
         self._channel.subscribe(self._changed, try_to_connect=True)
 
     @property

@@ -51,6 +51,11 @@ class Node:
         self.ledger = Ledger(self.database, undoer.by_kind())
         self.watcher = Watcher(self.ledger, self.background)
 
+    @property
+    def events_socket(self) -> Path:
+        """Where foreign shims publish their events."""
+        return paths.service_socket(self.config.state, "sandbox-svc").with_name("events.ttrpc")
+
     def network(self, handler: str) -> Manager:
         """Return the networks that pods of a handler are attached to."""
         return self.networks.get(handler) or self.networks[""]

@@ -13,12 +13,13 @@ from dataclasses import replace
 from bulkhead import metrics
 from bulkhead.errors import BulkheadError, NotFound, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import cgroup, process, reserve, watch
+from sandbox_svc import cgroup, process, reserve, undo, watch
 from sandbox_svc.node import Node
 from sandbox_svc.rpc import remove_container, remove_pod_sandbox
 from sandbox_svc.store.entities import Container, Pod
-from sandbox_svc.store.records import Exit, Phase
+from sandbox_svc.store.records import Exit, Phase, ShimBinding
 from sandbox_svc.task.link import Link
+from sandbox_svc.task.start import fork_keeper
 
 logger = logging.getLogger(__name__)
 
@@ -95,21 +96,42 @@ def settle(node: Node, pod: Pod) -> None:
         for container in node.model.containers_of(pod):
             if container.record.phase is not Phase.PRESENT:
                 remove_container.clean_up(node, container)
-        binding = pod.record.shim
-        if binding is None or pod.link is None or not process.alive(binding.process):
+        if pod.link is None or not _holder_lives(pod.link.binding):
             _shim_is_dead(node, pod)
             return
+        if pod.link.binding.foreign and not process.alive(pod.link.binding.process):
+            _replace_keeper(node, pod, pod.link.binding)
         if not _connected(node, pod.link, pod):
             logger.warning("pod %s: its shim lives but does not answer; tried again in %.0f s", pod.id, RETRY_PERIOD)
             node.background.behind("settle", _later, node, pod)
             return
         reported = _reported(pod.link)
         members: list[Pod | Container] = [pod, *node.model.containers_of(pod)]
+        unsettled = 0
         for entity in members:
             try:
                 _settle_one(node, entity, pod.link, reported)
             except BulkheadError as error:
                 logger.warning("%s: not settled: %s", entity.id, error)
+                unsettled += 1
+        if unsettled:
+            node.background.behind("settle", _later, node, pod)
+
+
+def _holder_lives(binding: ShimBinding) -> bool:
+    """Tell whether the process that has the pod's containers runs: our shim, or the foreign one behind the keeper."""
+    return process.alive(binding.foreign_process if binding.foreign else binding.process)
+
+
+def _replace_keeper(node: Node, pod: Pod, binding: ShimBinding) -> None:
+    """Fork a keeper in the place of one that died; the foreign shim and its containers have waited."""
+    renewed = replace(binding, process=fork_keeper(node, pod.id, binding))
+    if pod.link is not None:
+        pod.link.close()
+    pod.link = Link(renewed, node.reconnector(pod))
+    entry = undo.shim(renewed)
+    node.database.amend(pod.id, entry.kind, entry.data)
+    pod.update(shim=renewed)
 
 
 def _later(node: Node, pod: Pod) -> None:

@@ -16,7 +16,8 @@ from sandbox_svc.images import Images
 from sandbox_svc.ledger import Undo
 from sandbox_svc.store.database import Database, Entry
 from sandbox_svc.store.model import Model
-from sandbox_svc.store.records import Process, ShimBinding
+from sandbox_svc.store.records import Process, ShimBinding, shim_of
+from sandbox_svc.task import foreign
 from sandbox_svc.task.link import Link
 
 logger = logging.getLogger(__name__)
@@ -160,9 +161,8 @@ class Undoer:
                     logger.warning("shim of %s refuses to leave: %s", entry.owner, error)
                 if not process.gone_within(who, 2.0):
                     process.kill(who)
-            if keeper := link.binding.keeper_process:
-                process.kill(keeper)
             link.close()
+            _end_foreign(link.binding, entry.owner)
         if where := entry.data["shim"].get("directory"):
             trees.remove(Path(where))
 
@@ -182,7 +182,9 @@ class _Borrowed:
     def __init__(self, model: Model, data: dict[str, Any]) -> None:
         known = model.link_to(data["address"])
         self._own = known is None
-        self._link = known or Link(binding_of(data))
+        binding = shim_of(data)
+        assert binding is not None
+        self._link = known or Link(binding)
 
     def __enter__(self) -> Link:
         return self._link
@@ -192,7 +194,12 @@ class _Borrowed:
             self._link.close()
 
 
-def binding_of(data: dict[str, Any]) -> ShimBinding:
-    """Return the binding that an entry holds as JSON."""
-    identities = {k: Process(**data[k]) if data.get(k) else None for k in ("process", "keeper_process")}
-    return ShimBinding(**{**data, **identities})
+def _end_foreign(binding: ShimBinding, ident: str) -> None:
+    """Make sure that a foreign shim is gone, and have its binary tidy up after it."""
+    if not binding.foreign:
+        return
+    if not process.gone_within(binding.foreign_process, 2.0):
+        process.kill(binding.foreign_process)
+    place = Path(binding.bundle)
+    if place.is_dir():
+        foreign.delete(binding.binary, ident, place, namespace=binding.namespace, events=Path(binding.events))

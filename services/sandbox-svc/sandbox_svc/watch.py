@@ -46,6 +46,7 @@ class Watcher:
             answer = done.result()
             outcome = exit_of(answer.exit_status, answer.exited_at)
         except Unavailable:
+            link.report_loss()
             return
         except NotFound:
             outcome = LOST

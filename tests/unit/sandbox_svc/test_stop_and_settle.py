@@ -234,7 +234,7 @@ def test_a_container_started_unheard_is_adopted(world: Any) -> None:
 def test_a_dead_shim_ends_the_pod(world: Any) -> None:
     """What ran is killed and recorded as 137, the pod is not ready."""
     dead = replace(process_of_ours(), start_time=1)
-    world.pod.update(shim=replace(world.pod.record.shim, process=dead))
+    world.link.binding = replace(world.link.binding, process=dead)
     recovery.settle(world.node, world.pod)
     assert (world.container.record.exit_code, world.container.record.reason) == (137, "Error")
     assert world.pod.state == cri.SANDBOX_NOTREADY

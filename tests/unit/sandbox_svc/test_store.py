@@ -45,7 +45,7 @@ def container_record(ident: str = CONTAINER_ID, **changes: object) -> ContainerR
 def test_records_come_back_as_they_were_written(database: Database) -> None:
     """Every field survives the database."""
     who = Process(17, 99, "boot")
-    shim = ShimBinding("/s/task", "foreign", "v2", who, "/s", "/usr/bin/shim", "k8s.io", "/k", who)
+    shim = ShimBinding("/s/task", who, "/s", "k8s.io", "/usr/bin/shim", "unix:///f", who, "v2", "/b", "/e")
     pod = pod_record(process=who, shim=shim, netns="/n", ips=("10.0.0.1", "fd00::1"), exit_code=3, cgroup="/x")
     container = container_record(
         process=who, groups=(1, 2), reason="Error", resources=b"\x08\x01", message="ü", image_id="sha256:1", uid=5

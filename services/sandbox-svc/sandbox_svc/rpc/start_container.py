@@ -14,6 +14,7 @@ from sandbox_svc.rpc import bundle
 from sandbox_svc.store.entities import Container
 from sandbox_svc.task import stdio
 from sandbox_svc.task.link import Link
+from sandbox_svc.task.start import start_again
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def _start(node: Node, container: Container, link: Link) -> None:
     runtime = node.runtimes.resolve(container.pod.record.handler)
     place = node.bundle(ident)
     node.database.intend(ident, [undo.task(ident, link.binding, record.cgroup)])
+    start_again(node, link, ident, place, runtime)
     names = stdio.names(record, node.config.runtime.max_container_log_line_size)
     with metrics.stage("task_create"):
         link.create(

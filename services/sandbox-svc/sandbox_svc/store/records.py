@@ -35,23 +35,31 @@ class Process:
 
 @dataclass(frozen=True)
 class ShimBinding:
-    """How to reach the shim of a pod again after our own restart."""
+    """How to reach the shim of a pod again after our own restart.
+
+    Beside a foreign shim stands our keeper, which looks like a shim of ours: address and process are then the keeper's.
+    """
 
     #: The ttrpc socket.
     address: str
-    #: "bulkhead" for a shim from our zygote, "foreign" for a started binary.
-    kind: str = "bulkhead"
-    #: The task service's version: "v2" or "v3" (containerd.task.v2.Task, containerd.task.v3.Task).
-    service: str = "v3"
+    #: Who listens there; None until it was forked.
     process: Process | None = None
-    #: The directory of our own shim's or keeper's sockets.
+    #: The directory of the sockets.
     directory: str = ""
-    #: The binary of a foreign shim, for its `delete` command.
-    binary: str = ""
     namespace: str = "k8s.io"
-    #: The keeper's ttrpc socket beside a foreign shim, "" for none.
-    keeper: str = ""
-    keeper_process: Process | None = None
+    #: The foreign shim behind the keeper: its binary ("" where there is none), socket, process, and task service.
+    binary: str = ""
+    foreign_address: str = ""
+    foreign_process: Process | None = None
+    foreign_service: str = ""
+    #: The pause container's bundle, and where the foreign shim publishes its events.
+    bundle: str = ""
+    events: str = ""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether a shim that is not ours has the pod's containers."""
+        return bool(self.binary)
 
 
 @dataclass(frozen=True)
@@ -91,13 +99,13 @@ def _process(value: dict[str, Any] | None) -> Process | None:
     return Process(**value) if value else None
 
 
-def _shim(value: dict[str, Any] | None) -> ShimBinding | None:
+def shim_of(value: dict[str, Any] | None) -> ShimBinding | None:
+    """Return the binding that JSON describes."""
     if not value:
         return None
-    rest = {k: v for k, v in value.items() if k not in ("process", "keeper_process")}
-    return ShimBinding(
-        **rest, process=_process(value.get("process")), keeper_process=_process(value.get("keeper_process"))
-    )
+    known = _known(ShimBinding, value)
+    identities = {k: _process(value.get(k)) for k in ("process", "foreign_process")}
+    return ShimBinding(**{**known, **identities})
 
 
 def _known(kind: type[_T], value: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +153,7 @@ class SandboxRecord(_Record):
             config=cri.PodSandboxConfig.FromString(config),
             phase=Phase(value["phase"]),
             process=_process(value.get("process")),
-            shim=_shim(value.get("shim")),
+            shim=shim_of(value.get("shim")),
             ips=tuple(value.get("ips", ())),
         )
         return cls(**value)

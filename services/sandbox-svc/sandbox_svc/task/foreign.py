@@ -172,38 +172,12 @@ def _run(
     return command.run(arguments, timeout=timeout, input=stdin, env=environment, cwd=str(bundle))
 
 
-class LogDrain:
-    """Reads the `log` FIFOs of foreign shims for life: a stock shim serves nothing until somebody has it open."""
+def held_log(bundle: Path) -> int:
+    """Make the bundle's `log` FIFO and open it: a stock shim serves nothing until somebody reads it.
 
-    def __init__(self) -> None:
-        self._open: dict[Path, int] = {}
-        self._lock = threading.Lock()
-
-    def open(self, bundle: Path) -> None:
-        """Make the FIFO if need be and hold it open, without ever blocking (O_RDWR); lines go to our own log."""
-        path = bundle / "log"
-        with self._lock:
-            if path in self._open:
-                return
-            with contextlib.suppress(FileExistsError):
-                os.mkfifo(path, 0o700)
-            fd = self._open[path] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        threading.Thread(target=self._drain, args=(path, fd), name="shim-log", daemon=True).start()
-
-    def close(self, bundle: Path) -> None:
-        """Stop reading: the thread is woken by a byte of our own."""
-        with self._lock:
-            fd = self._open.pop(bundle / "log", None)
-        if fd is not None:
-            with contextlib.suppress(OSError):
-                os.write(fd, b"\n")
-
-    def _drain(self, path: Path, fd: int) -> None:
-        name = path.parent.name[:13]
-        try:
-            while path in self._open:
-                for line in os.read(fd, 64 * 1024).decode(errors="replace").splitlines():
-                    if line:
-                        logger.debug("shim %s: %s", name, line)
-        finally:
-            os.close(fd)
+    The keeper takes over with the first Create; until then the pipe's 64 KiB are room enough. The caller closes it.
+    """
+    path = bundle / "log"
+    with contextlib.suppress(FileExistsError):
+        os.mkfifo(path, 0o700)
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,9 +1,10 @@
-"""The connection to one shim: task calls of either version, and the calls that only our own shim knows.
+"""The connection to one shim, or to the keeper beside a foreign one: task calls, and those of bulkhead.shim.v1.
 
 Every call has a deadline except Wait, which is parked. A connection that breaks is made anew by the next call;
 `on_disconnect` tells the owner, who asks for the truth again (Wait and State).
 """
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -23,6 +24,8 @@ from sandbox_svc.store.records import Exit, ShimBinding
 #: Seconds: the runtime's create on a loaded node, and calls that only look or signal.
 CREATE_TIMEOUT, CALL_TIMEOUT = 120.0, 20.0
 
+#: Spoken by our shims and keepers; a keeper translates for a foreign shim that speaks v2.
+TASK = "containerd.task.v3.Task"
 LINUX_RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
 M = TypeVar("M", bound=Message)
@@ -44,12 +47,16 @@ class Link:
         self._lock = threading.Lock()
         self._client: ttrpc.Client | None = None
         self._closed = False
-        self._task = f"containerd.task.{binding.service}.Task"
+        self._held: list[int] = []
 
     @property
     def ours(self) -> bool:
-        """Whether the shim is Bulkhead's own, with the services of shim.proto."""
-        return self.binding.kind == "bulkhead"
+        """Whether the shim is Bulkhead's own, which watches for exits and memory itself."""
+        return not self.binding.foreign
+
+    def hold(self, fd: int) -> None:
+        """Keep a descriptor open until the next create has been answered."""
+        self._held.append(fd)
 
     def connect(self) -> None:
         """Make the connection if there is none; Unavailable if the shim does not answer."""
@@ -65,6 +72,12 @@ class Link:
     def expect_end(self) -> None:
         """The shim is about to leave by our wish: its hang-up is no news to anybody."""
         self._on_disconnect = None
+
+    def report_loss(self) -> None:
+        """Say that a foreign shim hung up on its keeper; our own connection is whole and would not tell."""
+        client = self._client
+        if self.binding.foreign and client is not None and not client.closed:
+            self._lost()
 
     def create(
         self,
@@ -89,7 +102,11 @@ class Link:
         if options is not None:
             # containerd's Any carries the bare full name, without the "type.googleapis.com/" that Pack() puts before.
             request.options.CopyFrom(ProtoAny(type_url=options.DESCRIPTOR.full_name, value=options.SerializeToString()))
-        return self._call("Create", request, task_pb2.CreateTaskResponse, CREATE_TIMEOUT).pid
+        try:
+            return self._call("Create", request, task_pb2.CreateTaskResponse, CREATE_TIMEOUT).pid
+        finally:
+            while self._held:
+                os.close(self._held.pop())
 
     def start(self, ident: str) -> int:
         """Start a created container and return its pid."""
@@ -127,7 +144,7 @@ class Link:
 
     def wait(self, ident: str) -> "Future[task_pb2.WaitResponse]":
         """Park a Wait: the future ends with the process, or with Unavailable when the connection does."""
-        return self._connection().submit(self._task, "Wait", task_pb2.WaitRequest(id=ident), task_pb2.WaitResponse)
+        return self._connection().submit(TASK, "Wait", task_pb2.WaitRequest(id=ident), task_pb2.WaitResponse)
 
     def update(self, ident: str, resources: bytes, annotations: dict[str, str]) -> None:
         """Change limits: resources is the OCI runtime-spec's linux.resources as JSON."""
@@ -148,7 +165,7 @@ class Link:
             return
 
     def ours_call(self, method: str, request: Message, response_type: type[M], timeout: float = CALL_TIMEOUT) -> M:
-        """Call bulkhead.shim.v1.Shim, which a foreign shim's keeper serves in its stead."""
+        """Call bulkhead.shim.v1.Shim, which the keeper serves beside a foreign shim."""
         return self._connection().call("bulkhead.shim.v1.Shim", method, request, response_type, timeout)
 
     def exec_sync(
@@ -162,7 +179,7 @@ class Link:
         return answer, fds
 
     def _call(self, method: str, request: Message, response_type: type[M], timeout: float = CALL_TIMEOUT) -> M:
-        return self._connection().call(self._task, method, request, response_type, timeout)
+        return self._connection().call(TASK, method, request, response_type, timeout)
 
     def _connection(self) -> ttrpc.Client:
         with self._lock:
