@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from bulkhead.errors import BulkheadError, FailedPrecondition, ResourceExhausted
 from bulkhead.proto.shim_pb2 import AttachTicket
-from sandbox_svc.shim.loop import Future
-from sandbox_svc.shim.pipes import Outlet, Sink, Source, Tap, pipe
-from sandbox_svc.shim.stdio import ProcessIO
+from sandbox_svc.shim.pipes import Outlet, SharedInput, Sink, Source, Tap, pipe
+from sandbox_svc.shim.streamset import Streams
 
 if TYPE_CHECKING:
     from sandbox_svc.shim.streams import Session
@@ -17,27 +16,9 @@ if TYPE_CHECKING:
 AFTERGLOW = 2.0
 
 
-class SharedInput:
-    """A container's standard input as one of several clients feeds it; with `once` it ends with this one."""
-
-    __slots__ = ("_once", "_outlet")
-
-    def __init__(self, outlet: Outlet, *, once: bool) -> None:
-        self._outlet, self._once = outlet, once
-
-    def write(self, data: bytes) -> Future[None] | None:
-        """Pass on."""
-        return self._outlet.write(data)
-
-    def finish(self) -> None:
-        """End the container's input if this client was to be the only one."""
-        if self._once:
-            self._outlet.finish()
-
-
 async def attach(session: Session, ticket: AttachTicket) -> None:
     """Give the client pipes to the container's streams and tell it the container's exit."""
-    process = session.lifecycle.find(ticket.container_id).init
+    process = session.host.find(ticket.container_id).init
     if process.end is not None or process.io is None:
         raise FailedPrecondition(f"cannot attach to {process}: it is not running")
     io = process.io
@@ -45,7 +26,7 @@ async def attach(session: Session, ticket: AttachTicket) -> None:
     fds: list[int] = []
     if ticket.stdin and io.stdin is not None and not io.stdin.closed.done:
         names.append("stdin")
-        fds.append(_input(session, io, io.stdin))
+        fds.append(_input(session, io, io.stdin, terminal=process.io_spec.terminal))
     taps = []
     for stream, wanted in (("stdout", ticket.stdout), ("stderr", ticket.stderr and not ticket.tty)):
         if wanted:
@@ -61,15 +42,15 @@ async def attach(session: Session, ticket: AttachTicket) -> None:
     session.send({"exit": {"code": end.status, "message": ""}})
 
 
-def _input(session: Session, io: ProcessIO, outlet: Outlet) -> int:
+def _input(session: Session, io: Streams, outlet: Outlet, *, terminal: bool) -> int:
     reader, writer = pipe()
-    sink: Sink = SharedInput(outlet, once=io.stdin_once and io.master < 0)
+    sink: Sink = SharedInput(outlet, once=io.stdin_once and not terminal)
     source = Source(session.loop, reader, [sink], feeds_one=True)
     session.on_close(source.close)
     return writer
 
 
-def _output(session: Session, io: ProcessIO, stream: str) -> tuple[Tap, int]:
+def _output(session: Session, io: Streams, stream: str) -> tuple[Tap, int]:
     reader, writer = pipe()
     cut = ResourceExhausted("the client reads too slowly and was cut off")
     tap = Tap(session.loop, writer, lambda: session.fail(cut))

@@ -6,12 +6,12 @@ import time
 
 from bulkhead.errors import BulkheadError, DeadlineExceeded
 from bulkhead.proto.shim_pb2 import ExecSyncRequest, ExecSyncResponse
-from sandbox_svc.shim.lifecycle import Lifecycle
+from sandbox_svc.shim.host import Host
 from sandbox_svc.shim.loop import Future
 from sandbox_svc.shim.processes import Process
 from sandbox_svc.shim.reaper import Exit
 from sandbox_svc.shim.server import Answer
-from sandbox_svc.shim.stdio import IoSpec, ProcessIO
+from sandbox_svc.shim.streamset import IoSpec, Streams
 
 #: Output up to this size travels inside the answer.
 INLINE_LIMIT = 64 * 1024
@@ -80,23 +80,23 @@ class Capture:
 class ExecSync:
     """One call under way."""
 
-    def __init__(self, lifecycle: Lifecycle, request: ExecSyncRequest) -> None:
-        self._lifecycle, self._loop, self._request = lifecycle, lifecycle.loop, request
+    def __init__(self, host: Host, request: ExecSyncRequest) -> None:
+        self._host, self._loop, self._request = host, host.loop, request
         self._budget = Budget(request.output_limit or OUTPUT_LIMIT)
         self._stdout, self._stderr = Capture(self._budget), Capture(self._budget)
         self._ends = time.monotonic() + request.timeout_ms / 1000 if request.timeout_ms > 0 else 0.0
 
     async def run(self) -> Answer:
         """Run the process and return the answer with its output."""
-        container = self._lifecycle.find(self._request.container_id)
+        container = self._host.find(self._request.container_id)
         process = Process(container.id, f"sync-{next(_numbers)}", IoSpec(), self._request.process)
         process.busy = busy = Future[None]()
-        io = self._lifecycle.streams(container, process.io_spec)
+        io = self._host.streams(container.id, process.io_spec)
         try:
             io.capture("stdout", self._stdout)
             io.capture("stderr", self._stderr)
             try:
-                await self._lifecycle.run_exec(container, process, io, self._left())
+                await self._host.run_exec(container.id, process, io, self._left())
                 busy.set(None)
                 end = await self._wait(process)
             except DeadlineExceeded:
@@ -118,11 +118,11 @@ class ExecSync:
         try:
             return await self._loop.within(process.exited, self._left(), "the process")
         except DeadlineExceeded:
-            if self._lifecycle.kill_group(process):
+            if self._host.kill_group(process):
                 await self._loop.within(process.exited, KILL_WAIT, "the killed process")
             raise
 
-    async def _drain(self, io: ProcessIO) -> None:
+    async def _drain(self, io: Streams) -> None:
         """Read on until the streams end or the limit is reached: a child left behind may hold them open for ever."""
         limit = self._request.drain_ms / 1000 or 365 * 86400.0
         until = time.monotonic() + limit

@@ -24,7 +24,8 @@ from sandbox_svc.shim.loop import Future, Loop
 from sandbox_svc.shim.processes import Container, Process, has_private_pids
 from sandbox_svc.shim.reaper import Exit, Reaper
 from sandbox_svc.shim.runtime import Runtime
-from sandbox_svc.shim.stdio import IoSpec, ProcessIO
+from sandbox_svc.shim.stdio import ProcessIO
+from sandbox_svc.shim.streamset import IoSpec, Streams
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +97,9 @@ class Lifecycle:
         self.loop.soon(lambda: busy.set(None))
         return container.init.pid
 
-    def streams(self, container: Container, io_spec: IoSpec) -> ProcessIO:
-        """Open the streams of a process, owned as the runtime's options say."""
-        chosen = container.runtime.options
+    def streams(self, ident: str, io_spec: IoSpec) -> ProcessIO:
+        """Open the streams of a process, owned as the options of the container's runtime say."""
+        chosen = self.find(ident).runtime.options
         return ProcessIO(self.loop, self.null, io_spec, chosen.io_uid, chosen.io_gid)
 
     async def start(self, container: Container, process: Process, deadline: float) -> int:
@@ -127,8 +128,10 @@ class Lifecycle:
         self.publish("/tasks/exec-added", events.TaskExecAdded(container_id=container.id, exec_id=exec_id))
         return process
 
-    async def run_exec(self, container: Container, process: Process, io: ProcessIO, deadline: float) -> None:
-        """Launch an exec with the streams given; they are closed if it fails."""
+    async def run_exec(self, ident: str, process: Process, io: Streams, deadline: float) -> None:
+        """Launch an exec with streams from `streams`; they are closed if it fails."""
+        assert isinstance(io, ProcessIO)
+        container = self.find(ident)
         container.init.require("exec")
         spec_file = os.path.join(container.bundle, f"exec-{next(_numbers)}.json")
 
@@ -227,7 +230,7 @@ class Lifecycle:
             os.makedirs(container.rootfs, exist_ok=True)
             container.mounted = True
             mounts.execute(mounts.plan(request.rootfs, container.rootfs), container.rootfs)
-        io = self.streams(container, container.init.io_spec)
+        io = self.streams(container.id, container.init.io_spec)
 
         async def launch(pid_file: str, stdio: Sequence[int], console: str) -> None:
             await container.runtime.create(container.id, container.bundle, pid_file, stdio, console, deadline)
@@ -249,8 +252,8 @@ class Lifecycle:
             raise FailedPrecondition(f"{process} is being started")
         process.busy = busy = Future[None]()
         try:
-            io = self.streams(container, process.io_spec)
-            await self.run_exec(container, process, io, deadline)
+            io = self.streams(container.id, process.io_spec)
+            await self.run_exec(container.id, process, io, deadline)
             self.publish(
                 "/tasks/exec-started",
                 events.TaskExecStarted(container_id=container.id, exec_id=process.exec_id, pid=process.pid),

@@ -207,6 +207,24 @@ class Tap:
         self._outlet.close()
 
 
+class SharedInput:
+    """A process's standard input as one of several clients feeds it; with `once` it ends with this one."""
+
+    __slots__ = ("_once", "_outlet")
+
+    def __init__(self, outlet: Outlet, *, once: bool) -> None:
+        self._outlet, self._once = outlet, once
+
+    def write(self, data: bytes) -> Future[None] | None:
+        """Pass on."""
+        return self._outlet.write(data)
+
+    def finish(self) -> None:
+        """End the container's input if this client was to be the only one."""
+        if self._once:
+            self._outlet.finish()
+
+
 def pipe(uid: int = 0, gid: int = 0) -> tuple[int, int]:
     """Return the ends of a new pipe, read end first, owned so that its user may open /dev/stdout anew."""
     ends = os.pipe2(os.O_CLOEXEC)

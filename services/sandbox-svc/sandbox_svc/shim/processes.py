@@ -20,7 +20,7 @@ from bulkhead.proto.containerd.task_types_pb2 import CREATED, PAUSED, RUNNING, S
 from sandbox_svc.shim.cgroup import Cgroup
 from sandbox_svc.shim.loop import Future, Turn
 from sandbox_svc.shim.reaper import Exit
-from sandbox_svc.shim.stdio import IoSpec, ProcessIO
+from sandbox_svc.shim.streamset import IoSpec, Streams
 
 if TYPE_CHECKING:
     from bulkhead.proto.containerd.task_types_pb2 import Status
@@ -48,7 +48,7 @@ class Process:
         self.io_spec, self.spec = io_spec, spec
         self.pid = 0
         self.status: Status = CREATED
-        self.io: ProcessIO | None = None
+        self.io: Streams | None = None
         #: Set when it is over; `exited` tells those who wait, once everything that belongs to the exit is done.
         self.end: Exit | None = None
         self.exited: Future[Exit] = Future()

@@ -7,8 +7,8 @@ from google.protobuf.message import Message
 from bulkhead.errors import FailedPrecondition
 from bulkhead.proto import shim_pb2 as pb
 from sandbox_svc.shim.execsync import ExecSync
-from sandbox_svc.shim.lifecycle import Lifecycle
-from sandbox_svc.shim.processes import Container, Process
+from sandbox_svc.shim.host import Host, Member
+from sandbox_svc.shim.processes import Process
 from sandbox_svc.shim.server import Answer, Method
 from sandbox_svc.shim.task import method
 from sandbox_svc.shim.tickets import Tickets
@@ -21,8 +21,8 @@ VERSION = 1
 class ShimService:
     """One method for each RPC."""
 
-    def __init__(self, lifecycle: Lifecycle, tickets: Tickets) -> None:
-        self._lifecycle, self._tickets = lifecycle, tickets
+    def __init__(self, host: Host, tickets: Tickets) -> None:
+        self._host, self._tickets = host, tickets
 
     def methods(self) -> dict[str, Method]:
         """Return the methods by `service/name`."""
@@ -36,11 +36,11 @@ class ShimService:
 
     async def info(self, _request: pb.InfoRequest, _: float) -> Message:
         """Answer who this is and which containers it has."""
-        return pb.InfoResponse(version=VERSION, pid=os.getpid(), containers=sorted(self._lifecycle.containers))
+        return pb.InfoResponse(version=VERSION, pid=os.getpid(), containers=sorted(self._host.containers))
 
     async def reopen_log(self, request: pb.ReopenLogRequest, _: float) -> Message:
         """Open a running container's log file anew, after it was renamed away."""
-        process = self._lifecycle.find(request.container_id).init
+        process = self._host.find(request.container_id).init
         if process.end is not None or process.io is None:
             raise FailedPrecondition(f"cannot reopen the log of {process}: it is not running")
         try:
@@ -51,29 +51,29 @@ class ShimService:
 
     async def exec_sync(self, payload: bytes, _: float) -> Answer:
         """Run a process and answer its output."""
-        return await ExecSync(self._lifecycle, pb.ExecSyncRequest.FromString(payload)).run()
+        return await ExecSync(self._host, pb.ExecSyncRequest.FromString(payload)).run()
 
     async def add_ticket(self, request: pb.AddTicketRequest, _: float) -> Message:
         """Register a ticket; for a container that is not here it is refused at once."""
         what = request.WhichOneof("what")
         if what == "exec":
-            self._lifecycle.find(request.exec.container_id)
+            self._host.find(request.exec.container_id)
         elif what == "attach":
-            self._lifecycle.find(request.attach.container_id)
+            self._host.find(request.attach.container_id)
         self._tickets.add(request)
         return pb.AddTicketResponse()
 
     async def exits(self, _request: pb.ExitsRequest, _: float) -> Message:
         """Answer every exit that was not collected by Delete."""
         answer = pb.ExitsResponse()
-        for container in self._lifecycle.containers.values():
+        for container in self._host.containers.values():
             for process in (container.init, *container.execs.values()):
                 if process.end is not None:
                     answer.exits.append(_exit(container, process))
         return answer
 
 
-def _exit(container: Container, process: Process) -> pb.Exit:
+def _exit(container: Member, process: Process) -> pb.Exit:
     assert process.end is not None
     return pb.Exit(
         container_id=container.id,

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from bulkhead import log
 from sandbox_svc import linux
 from sandbox_svc.shim.events import Publisher
+from sandbox_svc.shim.keeper import Keeper
 from sandbox_svc.shim.lifecycle import Lifecycle
 from sandbox_svc.shim.loop import Loop, Timer
 from sandbox_svc.shim.reaper import IGNORED, Reaper
-from sandbox_svc.shim.server import Server
+from sandbox_svc.shim.server import Method, Server
 from sandbox_svc.shim.service import ShimService
 from sandbox_svc.shim.streams import StreamServer
 from sandbox_svc.shim.task import TaskService
 from sandbox_svc.shim.tickets import Tickets
+from sandbox_svc.shim.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,11 @@ class Settings:
     #: TTRPC_ADDRESS; empty for no events.
     events: str = ""
     level: str = "info"
+    #: For a keeper: the foreign shim's address, its task service's version ("v2" or "v3"), and where the bundles are.
+    foreign: str = ""
+    foreign_version: str = "v3"
+    directory: str = ""
+    bundles: str = ""
     #: Removed at the end: sockets first, then their directory.
     leave_behind: tuple[str, ...] = field(default=())
 
@@ -80,17 +87,26 @@ class Shim:
         self.loop = Loop()
         self.reaper = Reaper(self.loop)
         self.publisher = Publisher(self.loop, settings.events, settings.namespace)
-        self.lifecycle = Lifecycle(
-            self.loop, self.reaper, settings.namespace, settings.console_base, self.publisher.publish
-        )
         self.tickets = Tickets(self.loop)
-        methods = TaskService(self.lifecycle, self.shutdown).methods()
-        methods |= ShimService(self.lifecycle, self.tickets).methods()
+        self.host, methods = self._keeper() if settings.foreign else self._own()
+        methods |= ShimService(self.host, self.tickets).methods()
         self.server = Server(self.loop, settings.task, methods)
         if settings.stream is not None:
-            self.streams = StreamServer(self.loop, settings.stream, self.lifecycle, self.tickets)
+            self.streams = StreamServer(self.loop, settings.stream, self.host, self.tickets)
         self._idle: Timer = self.loop.later(FIRST_WAIT, self._leave_if_empty)
-        self.lifecycle.on_empty = self._empty
+        self.host.on_empty = self._empty
+
+    def _own(self) -> tuple[Lifecycle | Keeper, dict[str, Method]]:
+        settings = self.settings
+        lifecycle = Lifecycle(self.loop, self.reaper, settings.namespace, settings.console_base, self.publisher.publish)
+        return lifecycle, TaskService(lifecycle, self.shutdown).methods()
+
+    def _keeper(self) -> tuple[Lifecycle | Keeper, dict[str, Method]]:
+        settings = self.settings
+        upstream = Upstream(self.loop, settings.foreign, settings.foreign_version, settings.namespace)
+        keeper = Keeper(self.loop, upstream, settings.directory, self.shutdown)
+        keeper.adopt(settings.bundles)
+        return keeper, keeper.methods()
 
     def run(self) -> None:
         """Serve until the last container is gone."""
@@ -109,7 +125,7 @@ class Shim:
             await self.loop.sleep(0.01)
             if self.server.flushed() and self.publisher.idle:
                 break
-        if not self.lifecycle.containers:
+        if not self.host.containers:
             self.loop.stop()
 
     def _empty(self) -> None:
@@ -117,7 +133,7 @@ class Shim:
         self._idle = self.loop.later(IDLE_WAIT, self._leave_if_empty)
 
     def _leave_if_empty(self) -> None:
-        if not self.lifecycle.containers:
+        if not self.host.containers:
             self.shutdown()
 
 

@@ -2,61 +2,15 @@
 
 import os
 from collections.abc import Iterator
-from time import time_ns
-from typing import NamedTuple
 
 from bulkhead.errors import InvalidArgument
 from sandbox_svc.shim import console, uris
-from sandbox_svc.shim.logs import Formatter, LogFile
 from sandbox_svc.shim.loop import Future, Loop
 from sandbox_svc.shim.pipes import Outlet, Sink, Source, Tap, pipe
+from sandbox_svc.shim.sinks import OutputFiles, open_fifo
+from sandbox_svc.shim.streamset import IoSpec
 
 _NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
-
-
-class IoSpec(NamedTuple):
-    """What a request said, word for word."""
-
-    stdin: str = ""
-    stdout: str = ""
-    stderr: str = ""
-    terminal: bool = False
-
-
-class LogSink:
-    """One stream of a container on its way into the log file."""
-
-    __slots__ = ("_file", "_formatter")
-
-    def __init__(self, file: LogFile, stream: str, max_line_size: int) -> None:
-        self._file = file
-        self._formatter = Formatter(stream, max_line_size)
-
-    def write(self, data: bytes) -> None:
-        """Format and append."""
-        if lines := self._formatter.feed(data, time_ns()):
-            self._file.write(lines)
-
-    def finish(self) -> None:
-        """Write the last, unfinished line."""
-        if lines := self._formatter.finish(time_ns()):
-            self._file.write(lines)
-
-
-class PlainSink:
-    """Output that is appended to a file as it comes."""
-
-    __slots__ = ("_file",)
-
-    def __init__(self, file: LogFile) -> None:
-        self._file = file
-
-    def write(self, data: bytes) -> None:
-        """Append."""
-        self._file.write(data)
-
-    def finish(self) -> None:
-        """Nothing is left to do: the file is closed with the process."""
 
 
 class ProcessIO:
@@ -81,8 +35,7 @@ class ProcessIO:
         self._loop, self._null, self._spec, self._owner = loop, null, spec, (uid, gid)
         self._child: list[int] = []
         self._terminal_sinks: list[Sink] = []
-        #: Log files by URI: stdout and stderr usually share one.
-        self.files: dict[str, LogFile] = {}
+        self.files = OutputFiles(loop)
         #: By stream: stdout, stderr, and stdin where a named pipe feeds it.
         self.sources: dict[str, Source] = {}
         self.stdin: Outlet | None = None
@@ -116,11 +69,11 @@ class ProcessIO:
             if self._spec.terminal and stream == "stderr":
                 return
             if self._spec.terminal:
-                self._terminal_sinks = self._sinks(stream, uri)
+                self._terminal_sinks = self.files.sinks(stream, uri)
             elif not uri:
                 self._child.append(-1)
             else:
-                sinks = self._sinks(stream, uri)
+                sinks = self.files.sinks(stream, uri)
                 reader, writer = pipe(*self._owner)
                 self._child.append(writer)
                 self.sources[stream] = Source(self._loop, reader, sinks)
@@ -166,7 +119,7 @@ class ProcessIO:
         """
         kind = uris.parse(self._spec.stdin)
         if isinstance(kind, uris.Fifo) and self.stdin is not None:
-            self.sources["stdin"] = Source(self._loop, _open_fifo(kind.path), [self.stdin], feeds_one=True)
+            self.sources["stdin"] = Source(self._loop, open_fifo(kind.path), [self.stdin], feeds_one=True)
 
     def resize(self, width: int, height: int) -> None:
         """Set the terminal's size; a process without one ignores it."""
@@ -181,6 +134,10 @@ class ProcessIO:
             source.close()  # finishes the outlet as well
         elif self.stdin is not None and self.master < 0:
             self.stdin.finish()
+
+    def take_terminal(self) -> int:
+        """Return the terminal for somebody else to read and write; it is the caller's to close."""
+        return os.dup(self.master)
 
     def tap(self, stream: str, tap: Tap) -> None:
         """Let a client see what a stream brings from now on; a stream that has ended gives it nothing."""
@@ -204,8 +161,7 @@ class ProcessIO:
 
     def reopen_logs(self) -> None:
         """Open every log file anew."""
-        for file in self.files.values():
-            file.reopen()
+        self.files.reopen()
 
     def close(self) -> None:
         """Close everything; a second close does nothing."""
@@ -217,26 +173,7 @@ class ProcessIO:
             sink.finish()
         if self.stdin is not None:
             self.stdin.close()
-        for file in self.files.values():
-            file.close()
+        self.files.close()
         if self.master >= 0:
             os.close(self.master)
             self.master = -1
-
-    def _sinks(self, stream: str, uri: str) -> list[Sink]:
-        kind = uris.parse(uri)
-        if kind is None:
-            return []
-        if isinstance(kind, uris.Fifo):
-            return [Outlet(self._loop, _open_fifo(kind.path))]
-        if isinstance(kind, uris.CriStdin):
-            raise InvalidArgument(f"{stream} cannot be {uri!r}")
-        if uri not in self.files:
-            self.files[uri] = LogFile(kind.path)
-        file = self.files[uri]
-        return [LogSink(file, stream, kind.max_line_size) if isinstance(kind, uris.CriLog) else PlainSink(file)]
-
-
-def _open_fifo(path: str) -> int:
-    """Open both ends of a named pipe: that never blocks, and its writer survives a reader that comes back."""
-    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

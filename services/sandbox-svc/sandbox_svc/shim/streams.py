@@ -15,7 +15,7 @@ from bulkhead.errors import BulkheadError, DeadlineExceeded, FailedPrecondition,
 from bulkhead.proto.shim_pb2 import AddTicketRequest
 from sandbox_svc.shim import forward
 from sandbox_svc.shim.attach import attach
-from sandbox_svc.shim.lifecycle import Lifecycle
+from sandbox_svc.shim.host import Host
 from sandbox_svc.shim.loop import READ, Loop
 from sandbox_svc.shim.sessions import exec_process
 from sandbox_svc.shim.tickets import Tickets
@@ -31,8 +31,8 @@ LIMIT = 1000
 class StreamServer:
     """Accepts sessions on a listening socket that it was given."""
 
-    def __init__(self, loop: Loop, listener: socket.socket, lifecycle: Lifecycle, tickets: Tickets) -> None:
-        self.loop, self.lifecycle, self.tickets = loop, lifecycle, tickets
+    def __init__(self, loop: Loop, listener: socket.socket, host: Host, tickets: Tickets) -> None:
+        self.loop, self.host, self.tickets = loop, host, tickets
         self.sessions: set[Session] = set()
         self._listener = listener
         listener.setblocking(False)
@@ -72,9 +72,9 @@ class Session:
         return self._server.loop
 
     @property
-    def lifecycle(self) -> Lifecycle:
-        """The shim's containers."""
-        return self._server.lifecycle
+    def host(self) -> Host:
+        """Who has the containers."""
+        return self._server.host
 
     @property
     def closed(self) -> bool:

@@ -16,7 +16,7 @@ from sandbox_svc.shim.events import pack
 from sandbox_svc.shim.lifecycle import Lifecycle, stamp
 from sandbox_svc.shim.processes import Process
 from sandbox_svc.shim.server import Answer, Method
-from sandbox_svc.shim.stdio import IoSpec
+from sandbox_svc.shim.streamset import IoSpec
 
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 

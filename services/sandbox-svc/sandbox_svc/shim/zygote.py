@@ -2,6 +2,8 @@
 
 It takes orders from sandbox-svc on a seqpacket socket, one JSON object each:
     {"fork": {"id", "namespace", "directory", "bundles", "stream_gid", "kind", …}} -> {"forked": {"pid", "start_time"}}
+        kind "shim", or "keeper" beside a foreign shim, with its "address" and the "service" it speaks, "v2" or "v3";
+        "shim_cgroup" names a cgroup to join
     {"probe": {"binary"}} -> {"probed": {"path", "works"}}
 or {"error": {"code", "message"}}. It owns nothing and remembers nothing: killed and restarted, no pod notices.
 """
@@ -89,8 +91,9 @@ class Zygote:
             seqpacket.send(sock, answer)
 
     def _fork(self, order: dict[str, Any]) -> dict[str, int]:
-        if order.get("kind", "shim") != "shim":
-            raise InvalidArgument(f"kind {order['kind']!r} is not known")
+        kind = order.get("kind", "shim")
+        if kind not in ("shim", "keeper"):
+            raise InvalidArgument(f"kind {kind!r} is neither shim nor keeper")
         directory = self._directory(order)
         task, stream = _sockets(directory, int(order.get("stream_gid", 0)))
         try:
@@ -101,6 +104,10 @@ class Zygote:
                 console_base=f"{directory}/c",
                 diary=f"{directory}/log",
                 level=self._level,
+                foreign=str(order["address"]) if kind == "keeper" else "",
+                foreign_version=str(order.get("service", "v3")),
+                directory=directory,
+                bundles=str(order.get("bundles", "")),
                 leave_behind=(f"{directory}/task", f"{directory}/stream", f"{directory}/log", directory),
             )
             pid = birth.orphan(lambda: become(settings), (task.fileno(), stream.fileno()))
