@@ -4,15 +4,15 @@
 only while that probe says why on this host.
 """
 
-import json
 import re
 import tomllib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from conformance.probes import PROBES
+from conformance.suite import spec_text
 
 _EXPECTED = Path(__file__).with_name("expected.toml")
 #: Ginkgo's words for a spec that did not succeed.
@@ -42,27 +42,23 @@ class Spec:
 
 @dataclass
 class Report:
-    """All specs of one run."""
+    """The specs of one run; `runtime` is the path of the OCI runtime that was under test."""
 
+    runtime: str
     specs: list[Spec] = field(default_factory=list)
-    whole: bool = True
 
-    @classmethod
-    def load(cls, document: Path, *, runtime: str, whole: bool) -> "Report":
-        """Read Ginkgo's JSON; `runtime` is the path of the OCI runtime that was under test."""
-        found = cls(whole=whole)
+    def add(self, entries: list[dict[str, Any]], prefix: str = "", *, strict: bool = False) -> None:
+        """Add Ginkgo's reports of specs; nothing excuses a spec that is added as strict."""
         reasons: dict[str, str] = {}
-        for suite in json.loads(document.read_text()):
-            for entry in suite["SpecReports"]:
-                spec = _spec(entry)
-                if spec is None:
-                    continue
-                excuse = ""
-                for group in expected():
-                    if group.outcome == spec.outcome and group.specs.search(spec.name):
-                        excuse = reasons.setdefault(group.probe, PROBES[group.probe](runtime))
-                found.specs.append(Spec(spec.name, spec.outcome, spec.message, spec.seconds, excuse))
-        return found
+        for entry in entries:
+            spec = _spec(entry, prefix)
+            if spec is None:
+                continue
+            excuse = ""
+            for group in [] if strict else expected():
+                if group.outcome == spec.outcome and group.specs.search(spec.name):
+                    excuse = reasons.setdefault(group.probe, PROBES[group.probe](self.runtime))
+            self.specs.append(replace(spec, excuse=excuse))
 
     @property
     def good(self) -> bool:
@@ -94,11 +90,9 @@ def expected() -> list[Group]:
     return [Group(entry["outcome"], re.compile(entry["specs"]), entry["probe"]) for entry in document["group"]]
 
 
-def _spec(entry: dict[str, Any]) -> Spec | None:
+def _spec(entry: dict[str, Any], prefix: str) -> Spec | None:
     """Return one entry of Ginkgo's report; None for a benchmark and for what is no spec and went well."""
-    texts = [*(entry["ContainerHierarchyTexts"] or []), entry["LeafNodeText"]]
-    name = " ".join(text for text in texts if text) or entry["LeafNodeType"]
-    state = entry["State"]
+    name, state = spec_text(entry), entry["State"]
     message = (entry.get("Failure") or {}).get("Message", "").strip()
     if "benchmark" in name or (entry["LeafNodeType"] != "It" and state == "passed"):
         return None
@@ -106,4 +100,4 @@ def _spec(entry: dict[str, Any]) -> Spec | None:
         # Out of the focus.
         return None
     outcome = "failed" if state in _FAILED else state
-    return Spec(name, outcome, message, entry["RunTime"] / 1e9)
+    return Spec(prefix + name, outcome, message, entry["RunTime"] / 1e9)

@@ -1,36 +1,39 @@
 """Run the Kubernetes project's conformance suite, critest, against a Bulkhead stack of its own.
 
-Usage: python -m conformance.run [--runtime runc|crun]... [--focus REGEX]... [--websocket] [--keep DIRECTORY]
+Usage: python -m conformance.run [--runtime runc|crun]... [--focus REGEX]... [--websocket] [--kill SERVICE]
+                                 [--keep DIRECTORY]
 
 Needs root. Everything is in a network and an IPC namespace of its own: the suite's fixed host ports cannot meet
-somebody else's, and the shared memory segments that it leaves go with the namespace. Exits 1 on a failed spec and on a
-skipped one that `expected.toml` does not allow.
+somebody else's, and the shared memory segments that it leaves go with the namespace. Exits 1 on a failed spec, on a
+skipped one that `expected.toml` does not allow, and when the stack leaves something behind on the host.
 """
 
 import argparse
 import ctypes
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from conformance import images
 from conformance.build import build
 from conformance.report import Report
+from conformance.suite import Suite
 from support.leaks import Host
 from support.registry import registry
-from support.stack import Stack
+from support.stack import SERVICES, Stack
 
 CLONE_NEWIPC, CLONE_NEWNET = 0x08000000, 0x40000000
 MIRRORED = ("registry.k8s.io", "k8s.gcr.io", "gcr.io")
 BINARY = {"runc": "/usr/sbin/runc", "crun": "/usr/bin/crun"}
-#: Seconds for one whole run; containerd takes 170 on a machine of two cores.
-TIMEOUT = 1200
+WEBSOCKET = ("-websocket-exec", "-websocket-attach", "-websocket-portforward")
+KILLABLE = (*SERVICES, "image-svc-unpack", "bulkhead-shim-zygote")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,9 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runtime", action="append", choices=sorted(BINARY), help="default: both, one after the other")
     parser.add_argument("--focus", action="append", default=[], metavar="REGEX", help="only specs whose text matches")
     parser.add_argument("--websocket", action="store_true", help="streams over WebSocket instead of SPDY")
-    parser.add_argument(
-        "--keep", type=Path, metavar="DIRECTORY", help="keep critest's output and the stack's log there"
-    )
+    parser.add_argument("--kill", choices=KILLABLE, help="kill -9 this service before each spec")
+    parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="keep critest's words and the stack's log there")
     options = parser.parse_args(arguments)
     if os.geteuid() != 0:
         parser.error("the suite starts real containers: run it as root")
@@ -51,29 +53,70 @@ def main(arguments: list[str] | None = None) -> int:
     _own_namespaces()
     good = True
     with tempfile.TemporaryDirectory(prefix="bhconf") as scratch, registry(Path(scratch) / "registry") as address:
-        images.push_all(address)
+        digests = images.push_all(address)
+        keep = options.keep or Path(scratch)
+        keep.mkdir(parents=True, exist_ok=True)
         for runtime in options.runtime or ["runc", "crun"]:
-            keep = options.keep or Path(scratch)
-            good &= run(runtime, address, options.focus, options.websocket, keep)
+            plan = Plan(runtime, options.focus, options.websocket, options.kill or "")
+            good &= run(plan, address, digests[f"{images.DIGEST_REPOSITORY}:latest"], keep)
     return 0 if good else 1
 
 
-def run(runtime: str, address: str, focus: list[str], websocket: bool, keep: Path) -> bool:
+@dataclass(frozen=True)
+class Plan:
+    """What one run does."""
+
+    runtime: str
+    focus: list[str]
+    websocket: bool
+    kill: str
+
+    @property
+    def title(self) -> str:
+        """The run in a few words."""
+        return (
+            f"critest with {self.runtime}"
+            + ", streams over WebSocket" * self.websocket
+            + f", {self.kill} killed before each spec" * bool(self.kill)
+        )
+
+
+def run(plan: Plan, address: str, digest: str, keep: Path) -> bool:
     """Run the suite once, print what came of it, and return whether all was as it should be."""
-    keep.mkdir(parents=True, exist_ok=True)
-    stack = Stack(address, default=runtime, pause=images.SANDBOX_IMAGE)
+    stack = Stack(address, default=plan.runtime, pause=images.SANDBOX_IMAGE)
     mark = str(stack.directory)
     before, began = Host.look(mark), time.monotonic()
-    stack_log = keep / f"{runtime}.log"
-    with _running(stack, address, stack_log):
-        document = _critest(stack, focus, websocket, keep / f"{runtime}.out")
-    seconds = time.monotonic() - began
-    report = Report.load(document, runtime=BINARY[runtime], whole=not focus)
-    print(f"\n== critest with {runtime}{', WebSocket' if websocket else ''}: {seconds:.0f} s ==\n{report.text()}")
-    left = _leaks(before, Host.look(mark), mark, stack_log.read_text())
+    log = keep / f"{plan.runtime}.log"
+    with _running(stack, address, log):
+        flags = WEBSOCKET if plan.websocket else ()
+        output = keep / f"{plan.runtime}.out"
+        output.unlink(missing_ok=True)
+        suite = Suite(f"unix://{stack.address}", stack.directory / "tmp", output, flags)
+        kill = partial(_kill, stack, plan.kill)
+        entries = suite.each(kill, plan.focus) if plan.kill else suite.run(plan.focus)
+        pinned = [] if plan.focus else suite.run_pinned(digest)
+    report = Report(BINARY[plan.runtime])
+    report.add(entries)
+    report.add(pinned, f"[with the digest {digest}] ", strict=True)
+    print(f"\n== {plan.title}: {time.monotonic() - began:.0f} s ==\n{report.text()}", flush=True)
+    left = _leaks(before, Host.look(mark), mark, log.read_text())
     for kind, items in left.items():
         print(f"LEFT BEHIND {kind}: {', '.join(items)}")
     return report.good and not left
+
+
+def _kill(stack: Stack, service: str) -> None:
+    """Kill a service once it is there: right after the last time it may just be starting."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            stack.kill(service)
+        except (AssertionError, ProcessLookupError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _leaks(before: Host, after: Host, directory: str, log: str) -> dict[str, list[str]]:
@@ -101,40 +144,6 @@ def _running(stack: Stack, address: str, log: Path) -> Iterator[None]:
             yield
         finally:
             log.write_text(stack.log)
-
-
-def _critest(stack: Stack, focus: list[str], websocket: bool, output: Path) -> Path:
-    """Run the suite against a stack and return its report's path; its own words go to `output`."""
-    document = output.with_suffix(".json")
-    document.unlink(missing_ok=True)
-    address = f"unix://{stack.address}"
-    command = [str(build("cri-tools")["critest"]), "-runtime-endpoint", address, "-image-endpoint", address]
-    command += ["-ginkgo.no-color", "-ginkgo.json-report", str(document)]
-    command += [part for pattern in focus for part in ("-ginkgo.focus", pattern)]
-    if websocket:
-        command += ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
-    scratch = stack.directory / "tmp"
-    scratch.mkdir()
-    # Containers of other users read below it.
-    scratch.chmod(0o1777)
-    with output.open("wb") as out:
-        suite = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            cwd=scratch,
-            env=os.environ | {"TMPDIR": str(scratch)},
-        )
-        try:
-            suite.wait(TIMEOUT)
-        except subprocess.TimeoutExpired:
-            # The suite writes its report when it is interrupted.
-            suite.send_signal(signal.SIGINT)
-            suite.wait(60)
-    if not document.exists():
-        raise SystemExit(f"critest wrote no report:\n{output.read_text(errors='replace')[-4000:]}")
-    return document
 
 
 def _own_namespaces() -> None:
