@@ -44,6 +44,11 @@ def stack() -> Iterator[SmallStack]:
         (keys / "bad.pem").write_text("nothing")
         (keys / "gone.pem").symlink_to("/nowhere")
         keys.chmod(0o700)
+        certificates = made.directory / "certs.d" / "registry.example"
+        certificates.mkdir()
+        (certificates / "hosts.toml").write_text("# for everybody")
+        (certificates / "client.key").write_text("for root")
+        (certificates / "client.key").chmod(0o600)
         made.start()
         yield made
 
@@ -104,6 +109,21 @@ def test_only_the_decryptor_sees_the_copy(stack: SmallStack) -> None:
         assert os.listdir(f"/proc/{stack.pid(other)}/root{below}") == []
     with pytest.raises(OSError, match="Read-only"):
         open(f"{inside}/keys/new", "w").close()
+
+
+def test_certificates_of_root_are_readable_for_image_svc_alone(stack: SmallStack) -> None:
+    """image-svc's user reads a copy where the host's file is root's; other files and other services see the host's."""
+    below = f"{stack.directory}/certs.d/registry.example"
+    user = pwd.getpwnam("bulkhead-image").pw_uid
+    inside = os.stat(f"/proc/{stack.pid('image-svc')}/root{below}/client.key")
+    outside = os.stat(f"{below}/client.key")
+    readable = f"/proc/{stack.pid('image-svc')}/root{below}/hosts.toml"
+
+    assert (inside.st_uid, inside.st_mode & 0o777) == (user, 0o400)
+    assert Path(f"/proc/{stack.pid('image-svc')}/root{below}/client.key").read_text() == "for root"
+    assert (outside.st_uid, outside.st_mode & 0o777) == (0, 0o600)
+    assert os.stat(readable).st_ino == os.stat(f"{below}/hosts.toml").st_ino
+    assert os.stat(f"/proc/{stack.pid('stream-svc')}/root{below}/client.key").st_ino == outside.st_ino
 
 
 def test_the_decryptor_has_no_network(stack: SmallStack) -> None:

@@ -32,6 +32,8 @@ gid = {gid}
 decryption_keys_path = "{directory}/keys"
 [bulkhead.metrics_ports]
 {ports}
+[plugins.'io.containerd.cri.v1.images'.registry]
+config_path = "{directory}/certs.d"
 """
 
 #: What `bulkhead up` does, with a directory of programs of the test's choice.
@@ -117,7 +119,8 @@ class SmallStack:
     def prepare(self) -> None:
         """Write configuration, keys directory and programs."""
         self.directory.chmod(0o711)
-        (self.directory / "keys").mkdir(exist_ok=True)
+        for name in ("keys", "certs.d"):
+            (self.directory / name).mkdir(exist_ok=True)
         self.programs.mkdir(exist_ok=True)
         lines = "\n".join(f"{name} = {port}" for name, port in self.ports.items())
         config = _CONFIG.format(directory=self.directory, ports=lines, uid=self.uid, gid=self.gid)

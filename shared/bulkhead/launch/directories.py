@@ -68,7 +68,7 @@ def _state(config: Config, users: Users) -> list[Directory]:
         Directory(state, 0, 0, SEARCH),
         Directory(state / "config", 0, 0, SEARCH),
         Directory(state / "credentials", 0, 0, SEARCH),
-        Directory(credentials(state), 0, 0, PRIVATE),
+        *(Directory(credentials(state, name), 0, 0, PRIVATE) for name in ("decryptor", "image-svc", "stream-svc")),
         Directory(paths.stream_socket(state, "x").parent.parent, 0, 0, SEARCH),
         Directory(paths.bundle(state, "x").parent, 0, 0, SEARCH),
         Directory(paths.zygote_socket(state).parent, 0, 0, PRIVATE),
@@ -82,9 +82,9 @@ def _state(config: Config, users: Users) -> list[Directory]:
     return list(dict.fromkeys(made))
 
 
-def credentials(state: Path) -> Path:
-    """Return where the decryptor's private copy of the keys is mounted, in its own mount namespace only."""
-    return state / "credentials" / "decryptor"
+def credentials(state: Path, service: str) -> Path:
+    """Return where copies of keys for one service are mounted, in its own mount namespace only."""
+    return state / "credentials" / service
 
 
 def make_bases(config: Config) -> None:

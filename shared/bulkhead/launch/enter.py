@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bulkhead.launch import linux
+from bulkhead.launch.grants import grant
 from bulkhead.launch.plan import Plan, limits_now
 
 #: Bounds on a key directory: what is larger than FILE_LIMIT is cut one byte beyond it, so that the reader notices.
@@ -64,6 +65,8 @@ def _arrange_mounts(plan: Plan) -> None:
     if plan.credentials:
         source, target = plan.credentials
         _copy_into_memory(source, target, plan.uid, plan.gid)
+    if plan.grants:
+        grant(plan.grants, plan.grants_directory, plan.uid, plan.gid, plan.groups)
     for directory in map(os.path.realpath, plan.hide):
         if os.path.isdir(directory):
             flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC

@@ -45,6 +45,9 @@ class Plan:
     #: A directory copied, as root, into memory that only this service sees, and the directory that shows the copy as
     #: `keys`: what systemd calls a credentials directory.
     credentials: tuple[str, str] | None = None
+    #: Files and directories of which the user shall be able to read every file, and a directory for the copies.
+    grants: tuple[str, ...] = ()
+    grants_directory: str = ""
     #: A network namespace without even a loopback interface that is up.
     no_network: bool = False
     umask: int = 0o022
@@ -68,7 +71,7 @@ class Plan:
     @property
     def mount_namespace(self) -> bool:
         """Whether the program gets a mount namespace of its own."""
-        return bool(self.hide or self.credentials)
+        return bool(self.hide or self.credentials or self.grants)
 
     def to_json(self) -> str:
         """Return the plan as it is handed to the launcher's process."""
@@ -78,7 +81,7 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """Read a plan back."""
         data: dict[str, Any] = json.loads(text)
-        for name in ("arguments", "groups", "hide", "capabilities", "credentials"):
+        for name in ("arguments", "groups", "hide", "grants", "capabilities", "credentials"):
             if data[name] is not None:
                 data[name] = tuple(data[name])
         data["limits"] = {int(kind): value for kind, value in data["limits"].items()}

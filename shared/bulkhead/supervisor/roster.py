@@ -79,6 +79,18 @@ def roster(config: Config, users: Users, source: Mapping[str, str], programs: Pa
     return [Entry(name, _plan(name, config, users, source, programs), where[name]) for name in START]
 
 
+def _grants(name: str, config: Config) -> tuple[str, ...]:
+    """Return where the TLS files of a service are, which may be root's alone."""
+    if name == "image-svc":
+        registry = config.images.registry
+        tls = (file for entry in registry.tls.values() for file in (entry.ca_file, entry.cert_file, entry.key_file))
+        return (*registry.config_path, *(file for file in tls if file))
+    if name == "stream-svc":
+        streaming = config.streaming
+        return tuple(file for file in (streaming.tls_cert_file, streaming.tls_key_file) if file)
+    return ()
+
+
 def _plan(name: str, config: Config, users: Users, source: Mapping[str, str], programs: Path) -> Plan:
     user = users.of(name)
     program = programs / _SCRIPTS.get(name, name)
@@ -102,7 +114,7 @@ def _plan(name: str, config: Config, users: Users, source: Mapping[str, str], pr
         )
     decrypts = name == "decryptor"
     if decrypts:
-        variables = {**variables, "CREDENTIALS_DIRECTORY": str(credentials(config.state))}
+        variables = {**variables, "CREDENTIALS_DIRECTORY": str(credentials(config.state, name))}
         common = {**common, resource.RLIMIT_MEMLOCK: resource.RLIM_INFINITY}
     return Plan(
         arguments,
@@ -112,7 +124,9 @@ def _plan(name: str, config: Config, users: Users, source: Mapping[str, str], pr
         groups=(users.group,),
         capabilities=(),
         hide=hidden,
-        credentials=(keys, str(credentials(config.state))) if decrypts and keys else None,
+        credentials=(keys, str(credentials(config.state, name))) if decrypts and keys else None,
+        grants=(granted := _grants(name, config)),
+        grants_directory=str(credentials(config.state, name)) if granted else "",
         no_network=decrypts,
         umask=0o077 if name in _OWN_MEMORY else 0o022,
         parent_death_signal=signal.SIGTERM,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bulkhead.config.model import Config, StreamProcessor
 from bulkhead.errors import FailedPrecondition, InvalidArgument
-from bulkhead.launch import directories, plan, users
+from bulkhead.launch import directories, grants, plan, users
 from bulkhead.launch.linux import CAPABILITIES
 from bulkhead.launch.plan import Plan
 from bulkhead.launch.users import User, Users
@@ -79,6 +79,27 @@ def test_only_the_decryptor_gets_keys() -> None:
     """The copy of the keys and the absence of a network are the decryptor's."""
     assert [name for name, made in plans().items() if made.credentials] == ["decryptor"]
     assert [name for name, made in plans().items() if made.no_network] == ["decryptor", "image-svc-unpack"]
+
+
+def test_tls_files_are_granted_to_who_needs_them() -> None:
+    """image-svc may read the certificate directories, stream-svc its own pair, and nobody else gets copies."""
+    granted = {name: made.grants for name, made in plans().items() if made.grants}
+
+    assert granted == {"image-svc": ("/etc/containerd/certs.d", "/etc/docker/certs.d")}
+
+
+def test_what_a_user_cannot_read(tmp_path: Path) -> None:
+    """Closed files are found through links and directories, by owner, group and mode, each once."""
+    for name, mode in (("open", 0o644), ("closed", 0o600), ("grouped", 0o640)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "link").symlink_to("closed")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    me = (tmp_path / "closed").stat()
+
+    assert grants.closed_files([str(tmp_path)], 54321, [54321]) == [tmp_path / "closed", tmp_path / "grouped"]
+    assert grants.closed_files([str(tmp_path)], 54321, [me.st_gid]) == [tmp_path / "closed"]
+    assert grants.closed_files([str(tmp_path), "/nowhere"], me.st_uid, []) == []
 
 
 def test_the_environment_is_a_short_list() -> None:
