@@ -1,0 +1,134 @@
+"""Pods of a shim that is not ours: Debian's containerd-shim-runc-v2, with our keeper beside it."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from support.pods import Pods
+from support.sandbox import Sandbox
+
+pytestmark = pytest.mark.root
+
+SHIM = "/usr/bin/containerd-shim-runc-v2"
+HANDLER = f"""
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.stock]
+runtime_type = "io.containerd.runc.v2"
+runtime_path = "{SHIM}"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.stock.options]
+BinaryName = "/usr/sbin/runc"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.absent]
+runtime_type = "io.containerd.absent.v1"
+"""
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    """One service for the module."""
+    if not Path(SHIM).exists():
+        pytest.skip(f"{SHIM} is not installed")
+    with Sandbox(number=97, more=HANDLER) as running:
+        yield running
+
+
+@pytest.fixture
+def pods(sandbox: Sandbox) -> Iterator[Pods]:
+    """A maker of pods of the stock shim; afterwards neither pods nor shims are left."""
+    yield sandbox.pods("stock")
+    sandbox.remove_all()
+    assert sandbox.remains() == []
+    assert stock_shims(sandbox) == []
+
+
+def stock_shims(sandbox: Sandbox) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (path / "cmdline").read_bytes().decode()
+        except OSError:
+            continue
+        if command.startswith(SHIM) and str(sandbox.directory) in command:
+            found.append(int(path.name))
+    return found
+
+
+def test_a_pod_lives_and_dies(sandbox: Sandbox, pods: Pods) -> None:
+    """Log, exec, exit code, out-of-memory reason and removal are as with our own shim."""
+    config = pods.config("stock")
+    pod = pods.run(config)
+    container = pods.start(pod, config, "app", "echo hello; exec sleep 1000")
+    assert pods.exec(container, "sh", "-c", "echo out; exit 6").exit_code == 6
+    assert "stdout F hello" in (sandbox.directory / "logs/app.log").read_text()
+    limits = cri.LinuxContainerResources(memory_limit_in_bytes=16 << 20, memory_swap_limit_in_bytes=16 << 20)
+    linux = cri.LinuxContainerConfig(resources=limits)
+    ended = pods.wait_exited(pods.start(pod, config, "oom", "exec tail /dev/zero", linux=linux))
+    assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
+    pods.stop(container, 0)
+    assert pods.status(container).exit_code == 137
+    assert len(stock_shims(sandbox)) == 1
+    pods.remove(pod)
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_dead_keeper_is_replaced(sandbox: Sandbox, pods: Pods, away: bool) -> None:
+    """Nothing happens to the containers; exec, log and exit codes come through a new keeper."""
+    config = pods.config("keeperless")
+    pod = pods.run(config)
+    script = "i=0; while [ ! -e /tmp/go ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 8"
+    container = pods.start(pod, config, "kept", script)
+    (keeper,) = sandbox.shims()
+    if away:
+        sandbox.kill()
+    os.kill(keeper, signal.SIGKILL)
+    time.sleep(0.3)
+    if away:
+        sandbox.start()
+        pods = sandbox.pods("stock")
+    deadline = time.monotonic() + 10
+    while sandbox.shims() in ([], [keeper]):
+        assert time.monotonic() < deadline, sandbox.log[-3000:]
+        time.sleep(0.02)
+    assert pods.status(container).state == cri.CONTAINER_RUNNING
+    pods.exec(container, "touch", "/tmp/go")
+    assert pods.wait_exited(container, 10).exit_code == 8
+    log = sandbox.directory / "logs/kept.log"
+    lines = [line.split(" ", 3)[3] for line in log.read_text().splitlines()]
+    assert lines == [str(n) for n in range(len(lines))]
+    assert len(lines) > 10
+    log.unlink()
+    pods.remove(pod)
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_dead_foreign_shim_ends_its_pod(sandbox: Sandbox, pods: Pods, away: bool) -> None:
+    """Its containers are killed and exit with 137, and the pod can be removed."""
+    config = pods.config("shimless")
+    pod = pods.run(config)
+    container = pods.start(pod, config, "app", "exec sleep 1000")
+    (shim,) = stock_shims(sandbox)
+    if away:
+        sandbox.kill()
+    os.kill(shim, signal.SIGKILL)
+    if away:
+        sandbox.start()
+        pods = sandbox.pods("stock")
+    ended = pods.wait_exited(container, 20)
+    assert (ended.exit_code, ended.reason) == (137, "Error")
+    listed = pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=5).items
+    assert [(p.id, p.state) for p in listed] == [(pod, cri.SANDBOX_NOTREADY)]
+    pods.remove(pod)
+    processes = subprocess.run(["pgrep", "-f", "^sleep 1000$"], capture_output=True, text=True, check=False).stdout
+    assert processes == ""
+
+
+def test_a_shim_that_is_not_there_is_named(sandbox: Sandbox) -> None:
+    """The error says which binary was looked for, and nothing is left."""
+    absent = sandbox.pods("absent")
+    with pytest.raises(Exception, match="containerd-shim-absent-v1"):
+        absent.run(absent.config("absent"))
+    assert sandbox.remains() == []
