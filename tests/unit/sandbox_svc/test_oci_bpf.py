@@ -189,8 +189,8 @@ def compile_with_libseccomp(profile: dict[str, Any]) -> Program:
         library.seccomp_release(context)
 
 
-def calls(highest: int = 450) -> Iterator[tuple[int, int]]:
-    """Every call that libseccomp 2.5 knows, of all three ABIs, and numbers that are none."""
+def calls(highest: int = 470) -> Iterator[tuple[int, int]]:
+    """Every call that libseccomp knows, of all three ABIs, and numbers that are none."""
     for number in (*range(highest + 1), 0xFFFFFFFF):
         yield X86_64, number
         yield X86, number

@@ -31,10 +31,8 @@ _LD, _AND, _JA, _JEQ, _JGT, _JGE, _RET = 0x20, 0x54, 0x05, 0x15, 0x25, 0x35, 0x0
 # struct seccomp_data: nr, arch, instruction_pointer, args[6]
 _NR, _ARCH, _ARGS = 0, 4, 16
 
-_KILL_THREAD = 0x00000000
-_ERRNO = 0x00050000
-_ENOSYS = 38
-_EPERM = 1
+_KILL_THREAD, _ERRNO = 0x00000000, 0x00050000
+_EPERM, _ENOSYS = 1, 38
 _ACTIONS = {
     "SCMP_ACT_KILL": _KILL_THREAD,
     "SCMP_ACT_KILL_THREAD": _KILL_THREAD,
@@ -186,9 +184,8 @@ def _tree(ranges: list[tuple[int, Verdict]], narrow: dict[int, bool], default: V
 def _leaf(verdict: Verdict, narrow: bool, default: Verdict) -> list[Instruction]:
     if not verdict.alternatives:
         return [(_RET, 0, 0, verdict.action)]
-    code: list[Instruction] = []
-    for alternative in verdict.alternatives:
-        code += _all_hold(alternative, narrow, [(_RET, 0, 0, verdict.action)])
+    then = [(_RET, 0, 0, verdict.action)]
+    code = [line for alternative in verdict.alternatives for line in _all_hold(alternative, narrow, then)]
     return [*code, (_RET, 0, 0, default.action)]
 
 
