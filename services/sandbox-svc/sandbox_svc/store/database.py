@@ -50,6 +50,7 @@ class Database:
         self._connection.executescript(_SCHEMA)
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version > VERSION:
+            self._connection.close()
             raise FailedPrecondition(
                 f"{path} has format {version}, written by a newer release; this one knows {VERSION}"
             )
