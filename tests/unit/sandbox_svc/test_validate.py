@@ -117,7 +117,7 @@ def test_grace_ports_and_commands_have_limits() -> None:
     validate.grace(0)
     validate.ports([1, 65535])
     validate.command(["true"])
-    for refuse in (
+    refused: tuple[Callable[[], object], ...] = (
         lambda: validate.grace(-1),
         lambda: validate.ports([80, 0]),
         lambda: validate.ports([65536]),
@@ -126,9 +126,10 @@ def test_grace_ports_and_commands_have_limits() -> None:
         lambda: validate.command(["sh", "a\0b"]),
         lambda: validate.streaming(tty=True, stderr=True, some=True),
         lambda: validate.streaming(tty=False, stderr=False, some=False),
-    ):
+    )
+    for call in refused:
         with pytest.raises(InvalidArgument):
-            refuse()
+            call()
 
 
 @given(st.binary(max_size=300))
