@@ -2,11 +2,14 @@
 
 import heapq
 import itertools
+import logging
 import selectors
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
+
+logger = logging.getLogger("bulkhead.supervisor")
 
 
 class Loop:
@@ -51,10 +54,10 @@ class Loop:
     def turn(self, timeout: float | None) -> None:
         """Wait once, at most that many seconds, and call back what is due."""
         for key, _ in self._selector.select(timeout):
-            key.data()
+            _guarded(key.data)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2]()
+            _guarded(heapq.heappop(self._timers)[2])
 
     def _until_next(self) -> float | None:
         return max(self._timers[0][0] - time.monotonic(), 0.0) if self._timers else None
@@ -63,3 +66,11 @@ class Loop:
         for number in numbers:
             if handler := self._signals.get(number):
                 handler()
+
+
+def _guarded(action: Callable[[], None]) -> None:
+    """Call back; an error of ours is logged and does not take every service with it."""
+    try:
+        action()
+    except Exception:
+        logger.exception("a callback of the supervisor failed")

@@ -98,8 +98,16 @@ def _plan(name: str, config: Config, users: Users, source: Mapping[str, str], pr
     variables = environment(source, user.home)
     if name in ("sandbox-svc", ZYGOTE):
         # No mount namespace, ever: shims would mount in it, and propagation into pods would end there.
-        death = signal.SIGTERM if name == "sandbox-svc" else 0
-        return Plan(arguments, variables, parent_death_signal=death, oom_score_adj=-999)
+        if name == ZYGOTE:
+            return Plan(arguments, variables, oom_score_adj=-999)
+        # A few descriptors a pod; containers are the zygote's descendants and do not inherit this.
+        return Plan(
+            arguments,
+            variables,
+            parent_death_signal=signal.SIGTERM,
+            limits={resource.RLIMIT_NOFILE: _NOFILE},
+            oom_score_adj=-999,
+        )
     hidden = (keys,) if (keys := key_directory(config)) else ()
     common = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: _NOFILE}
     if name == "image-svc-unpack":

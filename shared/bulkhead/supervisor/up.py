@@ -1,5 +1,6 @@
 """`bulkhead up` from its first check to its last line."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -155,7 +156,7 @@ class Up:
     def _announce(self, troubles: list[str]) -> None:
         endpoint = f"unix://{claims.address(self.config)}"
         notes = "".join(f"  note:     {line}\n" for line in troubles)
-        sys.stdout.write(
+        text = (
             f"Bulkhead {__version__} is ready after {time.monotonic() - self._began:.1f} s.\n"
             f"  crictl:   crictl --runtime-endpoint {endpoint} --image-endpoint {endpoint} info\n"
             f"  kubelet:  kubelet --container-runtime-endpoint={endpoint}\n"
@@ -163,7 +164,9 @@ class Up:
             "  stop:     Ctrl-C, or SIGTERM to "
             f"pid {os.getpid()}; pods go on running\n"
         )
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # whoever started it may not be listening any more
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     def _reload(self) -> None:
         logger.info(
