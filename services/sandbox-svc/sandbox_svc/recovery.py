@@ -36,6 +36,7 @@ def load(node: Node) -> None:
     for record in pods:
         pod = Pod(record, node.database)
         pod.settled.clear()
+        pod.uncertain = record.ready and not process.alive(record.process)
         if record.shim is not None:
             pod.link = Link(record.shim, node.reconnector(pod))
         node.model.add_pod(pod)

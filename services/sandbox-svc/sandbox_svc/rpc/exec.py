@@ -16,6 +16,7 @@ from sandbox_svc import validate
 from sandbox_svc.node import Node
 from sandbox_svc.oci.spec import exec_process
 from sandbox_svc.rpc import bundle
+from sandbox_svc.rpc.statuses import SETTLE
 from sandbox_svc.store.entities import Container
 from sandbox_svc.task.link import Link
 
@@ -111,6 +112,7 @@ def reopen_container_log(
 def running(node: Node, ident: str) -> tuple[Container, Link]:
     """Return a container that runs and its shim; FailedPrecondition if it does not."""
     container = node.model.container(ident)
+    container.pod.settled.wait(SETTLE)
     if container.state != cri.CONTAINER_RUNNING:
         name = cri.ContainerState.Name(container.state)
         raise FailedPrecondition(f"container {container.id} is in state {name}, expected CONTAINER_RUNNING")
