@@ -93,7 +93,8 @@ def test_every_websocket_protocol_version(client: str, shim: FakeShim, url: str,
     code, out, err = run(client, "exec", f"-url={url}/exec/{token}", "-transport=websocket", f"-protocols={protocol}")
 
     assert out == b"fine\n"
-    assert code == (3 if protocol[0] == "v" else 250), err
+    # The client of version 1 returns when the output or the error text ends, whichever it sees first.
+    assert code in ([3] if protocol[0] == "v" else [0, 250]), err
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
