@@ -9,19 +9,23 @@ ROOT = "/sys/fs/cgroup"
 
 
 class Cgroup:
-    """Directories by controller; the key "" is the unified hierarchy."""
+    """Directories by controller; the key "" is the unified hierarchy.
 
-    __slots__ = ("paths",)
+    Only a cgroup that is the container's own is killed: never one that this process is in, at or below it.
+    """
 
-    def __init__(self, paths: dict[str, str]) -> None:
+    __slots__ = ("_ours", "paths")
+
+    def __init__(self, paths: dict[str, str], ours: dict[str, str] | None = None) -> None:
         self.paths = paths
+        self._ours = set(ours.values()) if ours else set()
 
     @classmethod
     def of(cls, pid: int, *, proc: str = "/proc", root: str = ROOT) -> "Cgroup":
         """Find the cgroup of a process as it is now; empty if the process is gone."""
         try:
-            with open(f"{proc}/{pid}/cgroup") as file:
-                return cls(parse(file.read(), root))
+            with open(f"{proc}/{pid}/cgroup") as file, open(f"{proc}/self/cgroup") as own:
+                return cls(parse(file.read(), root), parse(own.read(), root))
         except OSError:
             return cls({})
 
@@ -43,7 +47,7 @@ class Cgroup:
 
     def signal(self, number: int) -> None:
         """Send a signal to every process; SIGKILL also reaches those that are made meanwhile."""
-        if number == signal.SIGKILL and self.unified:
+        if number == signal.SIGKILL and self.unified and self._is_own(self.paths[""]):
             try:
                 _write(f"{self.paths['']}/cgroup.kill", "1")
             except OSError:
@@ -67,9 +71,14 @@ class Cgroup:
         """The hierarchy that lists the processes best: one that the container cannot have moved them out of."""
         for controller in ("", "memory", "pids", "freezer", "name=systemd", "devices"):
             path = self.paths.get(controller, "")
-            if path and os.path.isfile(f"{path}/cgroup.procs") and not _is_root(path):
+            if path and self._is_own(path) and os.path.isfile(f"{path}/cgroup.procs"):
                 return path
         return "/nonexistent"
+
+    def _is_own(self, path: str) -> bool:
+        """Whether a directory holds the container and nothing of ours."""
+        shared = any(ours == path or ours.startswith(path + "/") for ours in self._ours)
+        return not shared and not os.path.ismount(path)
 
 
 def parse(text: str, root: str = ROOT) -> dict[str, str]:
@@ -127,10 +136,6 @@ def _write(path: str, text: str) -> None:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
-
-
-def _is_root(path: str) -> bool:
-    return os.path.ismount(path)
 
 
 def _hierarchies(root: str) -> list[str]:

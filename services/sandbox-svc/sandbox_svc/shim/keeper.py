@@ -70,6 +70,9 @@ class Keeper:
         #: Called when the last container is gone.
         self.on_empty: Callable[[], object] = lambda: None
 
+    def close(self) -> None:
+        """Nothing is open without a container."""
+
     def find(self, ident: str) -> KeptContainer:
         """Return a container; NotFound if the keeper has none of that id."""
         container = self.containers.get(ident)
@@ -90,7 +93,7 @@ class Keeper:
         try:
             io.prepare()
             names = io.names()
-            spec = Packed(type_url=PROCESS_TYPE, value=process.spec)
+            spec = Packed(type_url=PROCESS_TYPE, value=process.sized_spec())
             request = pb.ExecProcessRequest(id=ident, exec_id=io.exec_id, spec=spec, **names._asdict())
             await self._upstream.call("Exec", request, Empty, limit)
             try:

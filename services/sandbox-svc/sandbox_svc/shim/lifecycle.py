@@ -49,11 +49,17 @@ class Lifecycle:
     def __init__(self, loop: Loop, reaper: Reaper, namespace: str, console_base: str, publish: Publish) -> None:
         self.loop, self.reaper, self.namespace, self.publish = loop, reaper, namespace, publish
         self.containers: dict[str, Container] = {}
+        #: What makes containers; the rehearsal has another.
+        self.runtime: type[Runtime] = Runtime
         self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         #: Called after the last container is gone.
         self.on_empty: Callable[[], object] = lambda: None
         # A socket's path holds 107 bytes, which a bundle's is often beyond.
         self._console_base = console_base
+
+    def close(self) -> None:
+        """Close what is open without a container."""
+        os.close(self.null)
 
     def find(self, ident: str) -> Container:
         """Return a container; NotFound if there is none of that id."""
@@ -70,7 +76,7 @@ class Lifecycle:
             raise InvalidArgument(f"bundle {request.bundle!r} is not an absolute path")
         if request.checkpoint:
             raise InvalidArgument("restoring a container from a checkpoint is not supported by this shim")
-        runtime = Runtime(self.loop, self.reaper, self.null, options.read(request.options), self.namespace)
+        runtime = self.runtime(self.loop, self.reaper, self.null, options.read(request.options), self.namespace)
         io_spec = IoSpec(request.stdin, request.stdout, request.stderr, request.terminal)
         container = Container(request.id, request.bundle, runtime, io_spec)
         self.containers[request.id] = container
@@ -136,7 +142,7 @@ class Lifecycle:
         spec_file = os.path.join(container.bundle, f"exec-{next(_numbers)}.json")
 
         async def launch(pid_file: str, stdio: Sequence[int], console: str) -> None:
-            Path(spec_file).write_bytes(process.spec)
+            Path(spec_file).write_bytes(process.sized_spec())
             os.chmod(spec_file, 0o600)
             await container.runtime.exec(container.id, container.bundle, spec_file, pid_file, stdio, console, deadline)
 

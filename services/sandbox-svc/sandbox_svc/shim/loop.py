@@ -148,6 +148,10 @@ class Loop:
             raise DeadlineExceeded(f"{what} did not end within {seconds:g} s")
         return future.result()
 
+    def close(self) -> None:
+        """Close the epoll descriptor; nothing can be watched any more."""
+        self._epoll.close()
+
     def stop(self) -> None:
         """End `run` after the present turn."""
         self._running = False

@@ -12,6 +12,7 @@ CREATED ---------> RUNNING <========> PAUSED
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,14 @@ class Process:
         """It has ended; the first exit counts."""
         if self.end is None:
             self.end, self.status = end, STOPPED
+
+    def sized_spec(self) -> bytes:
+        """Return the spec with the terminal's size, where one is known: set any later, the process could miss it."""
+        if self.size is None or not self.io_spec.terminal:
+            return self.spec
+        spec = json.loads(self.spec)
+        spec["consoleSize"] = {"width": self.size[0], "height": self.size[1]}
+        return json.dumps(spec).encode()
 
     def __str__(self) -> str:
         return f"exec {self.exec_id!r}" if self.exec_id else f"container {self.container_id!r}"

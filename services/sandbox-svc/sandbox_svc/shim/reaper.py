@@ -32,6 +32,7 @@ class Reaper:
     """
 
     def __init__(self, loop: Loop) -> None:
+        self._loop = loop
         self._claims: dict[int, Future[Exit]] = {}
         self._unclaimed: dict[int, Exit] = {}
         self._expecting = 0
@@ -88,6 +89,11 @@ class Reaper:
                 return
             status = info.si_status if info.si_code == os.CLD_EXITED else 128 + info.si_status
             self._ended(info.si_pid, Exit(status, time.time_ns()))
+
+    def close(self) -> None:
+        """Stop listening for children."""
+        self._loop.unwatch(self._signals)
+        os.close(self._signals)
 
     def _ended(self, pid: int, end: Exit) -> None:
         claim = self._claims.pop(pid, None)

@@ -91,6 +91,7 @@ class Shim:
         self.host, methods = self._keeper() if settings.foreign else self._own()
         methods |= ShimService(self.host, self.tickets).methods()
         self.server = Server(self.loop, settings.task, methods)
+        self.streams: StreamServer | None = None
         if settings.stream is not None:
             self.streams = StreamServer(self.loop, settings.stream, self.host, self.tickets)
         self._idle: Timer = self.loop.later(FIRST_WAIT, self._leave_if_empty)
@@ -115,6 +116,12 @@ class Shim:
         for path in self.settings.leave_behind:
             with suppress(OSError):
                 os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
+
+    def close(self) -> None:
+        """Close what this shim opened; its process goes on (the zygote's rehearsal)."""
+        self.reaper.close()
+        self.host.close()
+        self.loop.close()
 
     def shutdown(self) -> None:
         """Leave as soon as the last answers and events have left."""

@@ -47,6 +47,10 @@ class StreamServer:
             sock.close()
             return
         sock.setblocking(False)
+        self.adopt(sock)
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Begin a session on a connection."""
         self.sessions.add(Session(self, sock))
 
 
