@@ -426,9 +426,6 @@ def test_rpcs_that_are_not_built_say_so(sandbox: Sandbox) -> None:
         stub.CheckpointContainer(cri.CheckpointContainerRequest(), timeout=5)
     assert code(caught) is grpc.StatusCode.UNIMPLEMENTED
     assert details(caught) == "CheckpointContainer is not implemented"
-    with pytest.raises(grpc.RpcError) as caught:
-        list(stub.GetContainerEvents(cri.GetEventsRequest(), timeout=5))
-    assert details(caught) == "GetContainerEvents is not implemented"
 
 
 def test_limits_change_in_place(sandbox: Sandbox, pods: Pods) -> None:

@@ -198,6 +198,9 @@ def test_unbuilt_rpcs_are_named_and_lists_are_bytes(tmp_path: Path, monkeypatch:
     item = cri.ListPodSandboxResponse(items=[cri.PodSandbox(id="x")])
     monkeypatch.setitem(service.SHORT, "ListPodSandbox", lambda node, request, context: item.SerializeToString())
     monkeypatch.setitem(service.SHORT, "Status", lambda node, request, context: cri.StatusResponse())
+    for table in (service.SHORT, service.LONG):
+        for name in ("CheckpointPod", "GetContainerEvents"):
+            monkeypatch.delitem(table, name, raising=False)
     node: Any = None
     with serving(tmp_path, "sandbox-svc", service.register(node)):
         channel = rpc.channel(str(paths.service_socket(tmp_path, "sandbox-svc")))

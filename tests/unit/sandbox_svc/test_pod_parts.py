@@ -213,4 +213,4 @@ def test_every_rpc_is_answered_or_named_as_unbuilt() -> None:
     """The tables hold only RPCs of the proto, each once."""
     assert not set(service.SHORT) & set(service.LONG)
     assert "RunPodSandbox" not in service.unbuilt()
-    assert "GetContainerEvents" in service.unbuilt()
+    assert not set(service.unbuilt()) & {*service.SHORT, *service.LONG}
