@@ -21,6 +21,7 @@ from bulkhead.errors import BulkheadError
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import cni, facts, recovery, service, trees
 from sandbox_svc.background import Background
+from sandbox_svc.happenings import Happenings
 from sandbox_svc.images import Images
 from sandbox_svc.node import Node
 from sandbox_svc.oci.host import LinuxHost
@@ -41,7 +42,8 @@ def build(config: Config) -> Node:
     """Return a node of its parts, with nothing recovered and nothing served yet."""
     for directory in (config.root, config.state):
         directory.mkdir(parents=True, exist_ok=True, mode=0o711)
-    model = Model()
+    happenings = Happenings()
+    model = Model(happenings.observe)
     zygote = Zygote(config.state, _stream_gid(config))
     return Node(
         config=config,
@@ -57,6 +59,7 @@ def build(config: Config) -> Node:
         collector=Collector(
             period=config.runtime.stats_collect_period, layer_period=config.images.stats_collect_period
         ),
+        happenings=happenings,
         settle=recovery.settle,
     )
 
@@ -81,6 +84,7 @@ def serve(config: Config) -> None:
     logger.info("serving %d pods on %s", len(settling), socket)
     stop.wait()
     logger.info("stopping")
+    node.happenings.stop()
     server.stop(grace=2.0).wait(4.0)
     node.background.stop()
     if not node.model.everything():

@@ -10,6 +10,7 @@ from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import cgroup
 from sandbox_svc.background import Background
 from sandbox_svc.cni import Manager
+from sandbox_svc.happenings import Happenings
 from sandbox_svc.images import Images
 from sandbox_svc.ledger import Ledger
 from sandbox_svc.oci.model import HostFacts
@@ -41,6 +42,7 @@ class Node:
     streams: Streams
     background: Background
     collector: Collector
+    happenings: Happenings
     #: sandbox_svc.recovery.settle.
     settle: Callable[["Node", Pod], None]
     pod_names: Names = field(default_factory=Names)

@@ -14,8 +14,8 @@ from bulkhead import rpc
 from bulkhead.errors import Unimplemented
 from bulkhead.proto.runtime.v1 import api_pb2
 from sandbox_svc.node import Node
+from sandbox_svc.rpc import events, lists, stats, statuses, update
 from sandbox_svc.rpc import exec as execs
-from sandbox_svc.rpc import lists, stats, statuses, update
 from sandbox_svc.rpc import status as node_status
 from sandbox_svc.rpc.create_container import create_container
 from sandbox_svc.rpc.remove_container import remove_container
@@ -62,6 +62,7 @@ LONG: dict[str, Callable[..., Any]] = {
     "Exec": execs.exec_stream,
     "Attach": execs.attach,
     "PortForward": execs.port_forward,
+    "GetContainerEvents": events.get_container_events,
 }
 
 

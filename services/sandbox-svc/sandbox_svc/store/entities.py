@@ -34,6 +34,8 @@ class Entity(Generic[R]):
         self.uncertain = False
         #: The parked Wait call of its process.
         self.waiter: Future[Any] | None = None
+        #: Told of every change, with the record before and after, under the condition: it must be quick.
+        self.observe: Callable[[Any, R, R], None] = lambda entity, old, new: None
 
     @property
     def id(self) -> str:
@@ -45,9 +47,10 @@ class Entity(Generic[R]):
         with self._condition:
             record = replace(self.record, **changes)
             self._database.save(record, intents)
-            self.record = record
+            old, self.record = self.record, record
             self._item = None
             self._condition.notify_all()
+            self.observe(self, old, record)
             return record
 
     def doubt(self, uncertain: bool) -> None:

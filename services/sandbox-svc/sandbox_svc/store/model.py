@@ -1,8 +1,8 @@
 """The read model: every pod and container that exists, found by id, prefix or filter, without touching the disk."""
 
 import threading
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from bulkhead.errors import InvalidArgument, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
@@ -16,18 +16,22 @@ T = TypeVar("T", Pod, Container)
 class Model:
     """The pods and containers by id; those being created or removed are in it, but never listed."""
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Callable[[Any, Any, Any], None] = lambda entity, old, new: None) -> None:
+        #: Told of every change of what is in the model (Entity.observe).
+        self._observe = observe
         self._lock = threading.Lock()
         self._pods: dict[str, Pod] = {}
         self._containers: dict[str, Container] = {}
 
     def add_pod(self, pod: Pod) -> None:
         """Take a pod in."""
+        pod.observe = self._observe
         with self._lock:
             self._pods[pod.id] = pod
 
     def add_container(self, container: Container) -> None:
         """Take a container in, and into its pod."""
+        container.observe = self._observe
         with self._lock:
             self._containers[container.id] = container
             container.pod.containers[container.id] = container
