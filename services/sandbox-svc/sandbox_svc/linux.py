@@ -66,6 +66,9 @@ NS_GET_USERNS = 0xB701
 
 #: System call numbers above 423 are the same on every architecture.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 428, 429, 437, 442
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
+_FSCONFIG_CMD_CREATE = 6
 
 
 class _OpenHow(ctypes.Structure):
@@ -175,3 +178,14 @@ def mount_setattr(
     size = ctypes.c_size_t(ctypes.sizeof(attr))
     result = _syscall(_SYS_MOUNT_SETATTR, fd, b"", ctypes.c_uint(flags), ctypes.byref(attr), size)
     check(result, "mount_setattr", f"fd {fd}")
+
+
+def fsopen(fstype: str) -> int:
+    """Return a descriptor that configures a new file system of that type (fsopen(2))."""
+    return check(_syscall(_SYS_FSOPEN, _bytes(fstype), ctypes.c_uint(_FSOPEN_CLOEXEC)), "fsopen", fstype)
+
+
+def fsmount(fd: int) -> int:
+    """Create what fsopen configures and return its mount, which stands at no path (fsmount(2))."""
+    check(_syscall(_SYS_FSCONFIG, fd, ctypes.c_uint(_FSCONFIG_CMD_CREATE), None, None, 0), "fsconfig", fd)
+    return check(_syscall(_SYS_FSMOUNT, fd, ctypes.c_uint(_FSMOUNT_CLOEXEC), ctypes.c_uint(0)), "fsmount", fd)

@@ -21,6 +21,7 @@ from sandbox_svc.shim import mounts, oom, options
 from sandbox_svc.shim.cgroup import Cgroup
 from sandbox_svc.shim.console import ConsoleSocket
 from sandbox_svc.shim.loop import Future, Loop
+from sandbox_svc.shim.null import open_null
 from sandbox_svc.shim.processes import Container, Process, has_private_pids
 from sandbox_svc.shim.reaper import Exit, Reaper
 from sandbox_svc.shim.runtime import Runtime
@@ -51,7 +52,7 @@ class Lifecycle:
         self.containers: dict[str, Container] = {}
         #: What makes containers; the rehearsal has another.
         self.runtime: type[Runtime] = Runtime
-        self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.null = open_null()
         #: Called after the last container is gone.
         self.on_empty: Callable[[], object] = lambda: None
         # A socket's path holds 107 bytes, which a bundle's is often beyond.
