@@ -2,7 +2,7 @@
 
 VENV := $(shell scripts/venv-path)
 BIN := $(VENV)/bin
-SOURCES := $(shell find services shared -name '*.py' -o -name '*.proto' | grep -v shared/bulkhead/proto/)
+SOURCES := $(shell find services shared -type f -not -path '*/__pycache__/*' -not -path 'shared/bulkhead/proto/*')
 # An environment inside the clone links to it; one elsewhere holds a copy, made anew when a source changes.
 ifeq ($(VENV),.venv)
 EDITABLE := -e
@@ -11,7 +11,7 @@ else
 STAMP_NEEDS := pyproject.toml hatch_build.py $(SOURCES)
 endif
 
-.PHONY: run check test unit root-test conformance bench clean setup-run setup-test
+.PHONY: run check test root-test conformance bench clean setup-run setup-test
 
 run: setup-run $(VENV)/.installed
 	$(BIN)/bulkhead up $(if $(CONFIG),--config $(CONFIG))
@@ -28,6 +28,7 @@ test: check root-test
 # Real runtimes, CNI plugins, registry, crictl and containerd; needs root.
 # The peers are built first: the tests themselves run in a network namespace that reaches nothing.
 root-test: setup-test $(VENV)/.installed-dev
+	@[ "$$(id -u)" = 0 ] || { echo "make: these tests make pods and need root; make check does without" >&2; exit 1; }
 	$(BIN)/python tests/conformance/build.py
 	$(BIN)/pytest -q tests/root
 
@@ -53,5 +54,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -q --disable-pip-version-check --group dev
 	@touch $@
 
+# The packages and users that scripts/setup made stay.
 clean:
-	rm -rf .venv build dist shared/bulkhead/proto tests/conformance/.bin
+	rm -rf $(VENV) .venv build dist shared/bulkhead/proto tests/conformance/.bin tests/vm/.cache
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
