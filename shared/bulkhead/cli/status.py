@@ -15,12 +15,18 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser("status", help="show every service: ready, not ready or down, and why")
     parser.add_argument("--config", metavar="FILE", help="default: /etc/bulkhead/config.toml, else built-in")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--listen", metavar="[HOST:]PORT", help="serve it over HTTP instead, until interrupted")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the table; 0 if every service is ready, 1 if not."""
     loaded = config.load(options.config)
+    if options.listen:
+        from bulkhead.cli import status_page  # its framework is 25 MB that no other command needs
+
+        status_page.serve(loaded, options.listen)
+        return 0
     found = faces.all_faces(loaded)
     shims = len(pods.live_shims(loaded))
     sys.stdout.write(as_json(found, shims) if options.json else as_table(loaded, found, shims))
