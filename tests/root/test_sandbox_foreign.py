@@ -109,7 +109,7 @@ def test_a_dead_foreign_shim_ends_its_pod(sandbox: Sandbox, pods: Pods, away: bo
     """Its containers are killed and exit with 137, and the pod can be removed."""
     config = pods.config("shimless")
     pod = pods.run(config)
-    container = pods.start(pod, config, "app", "exec sleep 1000")
+    container = pods.start(pod, config, "app", "exec sleep 171717")
     (shim,) = stock_shims(sandbox)
     if away:
         sandbox.kill()
@@ -122,7 +122,7 @@ def test_a_dead_foreign_shim_ends_its_pod(sandbox: Sandbox, pods: Pods, away: bo
     listed = pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=5).items
     assert [(p.id, p.state) for p in listed] == [(pod, cri.SANDBOX_NOTREADY)]
     pods.remove(pod)
-    processes = subprocess.run(["pgrep", "-f", "^sleep 1000$"], capture_output=True, text=True, check=False).stdout
+    processes = subprocess.run(["pgrep", "-f", "^sleep 171717$"], capture_output=True, text=True, check=False).stdout
     assert processes == ""
 
 

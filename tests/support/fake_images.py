@@ -27,6 +27,8 @@ class FakeImages:
     state: Path
     #: What was asked, as (method, main argument).
     calls: list[tuple[str, str]] = field(default_factory=list)
+    #: Every key that a snapshot was asked for: the ids of all pods and containers ever made.
+    keys: set[str] = field(default_factory=set)
     #: References that Resolve does not know until they are pulled.
     absent: set[str] = field(default_factory=set)
     #: Called with the key before a snapshot is made; may raise.
@@ -103,6 +105,7 @@ class _Images(images_pb2_grpc.ImagesServicer):
     @rpc.long_call
     def Prepare(self, request: Any, context: Any) -> Any:
         self.fake.calls.append(("Prepare", request.key))
+        self.fake.keys.add(request.key)
         if self.fake.before_prepare is not None:
             self.fake.before_prepare(request.key)
         return self.fake.prepare(request)

@@ -97,26 +97,34 @@ def settle(node: Node, pod: Pod) -> None:
         for container in node.model.containers_of(pod):
             if container.record.phase is not Phase.PRESENT:
                 remove_container.clean_up(node, container)
-        if pod.link is None or not _holder_lives(pod.link.binding):
-            _shim_is_dead(node, pod)
+        link = _reach(node, pod)
+        if link is None:
             return
+        try:
+            reported = _reported(link)
+            members: list[Pod | Container] = [pod, *node.model.containers_of(pod)]
+            for entity in members:
+                _settle_one(node, entity, link, reported)
+        except BulkheadError as error:
+            # A shim that does not answer one question is not asked all the others: each would wait as long.
+            logger.warning("pod %s is not settled: %s; tried again in %.0f s", pod.id, error, RETRY_PERIOD)
+            node.background.behind("settle", _later, node, pod)
+
+
+def _reach(node: Node, pod: Pod) -> Link | None:
+    """Return the connection to a pod's shim; None where there is none to be had, after doing what that calls for."""
+    while pod.link is not None and _holder_lives(pod.link.binding):
         if pod.link.binding.foreign and not process.alive(pod.link.binding.process):
             _replace_keeper(node, pod, pod.link.binding)
-        if not _connected(node, pod.link, pod):
+        if _connected(node, pod.link):
+            return pod.link
+        # A killed process hangs up a moment before it counts as dead, so it is looked at again.
+        if process.alive(pod.link.binding.process):
             logger.warning("pod %s: its shim lives but does not answer; tried again in %.0f s", pod.id, RETRY_PERIOD)
             node.background.behind("settle", _later, node, pod)
-            return
-        reported = _reported(pod.link)
-        members: list[Pod | Container] = [pod, *node.model.containers_of(pod)]
-        unsettled = 0
-        for entity in members:
-            try:
-                _settle_one(node, entity, pod.link, reported)
-            except BulkheadError as error:
-                logger.warning("%s: not settled: %s", entity.id, error)
-                unsettled += 1
-        if unsettled:
-            node.background.behind("settle", _later, node, pod)
+            return None
+    _shim_is_dead(node, pod)
+    return None
 
 
 def _holder_lives(binding: ShimBinding) -> bool:
@@ -140,7 +148,8 @@ def _later(node: Node, pod: Pod) -> None:
         settle(node, pod)
 
 
-def _connected(node: Node, link: Link, pod: Pod) -> bool:
+def _connected(node: Node, link: Link) -> bool:
+    """Connect, for as long as the other side lives and CONNECT_PATIENCE lasts."""
     deadline = time.monotonic() + CONNECT_PATIENCE
     while True:
         try:
