@@ -3,11 +3,10 @@
 #: Model paths; "*" stands for a handler's or a host's name.
 UNHONOURED = frozenset(
     {
-        "runtime.enable_cdi",
+        "images.disable_snapshot_annotations",
+        "images.image_pull_with_sync_fs",
         "runtime.cdi_spec_dirs",
-        "runtime.ignore_blockio_not_enabled_errors",
-        "runtime.ignore_rdt_not_enabled_errors",
+        "runtime.disable_cgroup",
         "runtime.enable_criu",
-        "runtime.selinux_category_range",
     }
 )
