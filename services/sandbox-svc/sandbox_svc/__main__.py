@@ -6,9 +6,7 @@ import functools
 import logging
 import os
 import pwd
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from bulkhead.config import load
 from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from bulkhead.service import StopNotice
 from sandbox_svc import cni, facts, recovery, service, trees
 from sandbox_svc.background import Background
 from sandbox_svc.happenings import Happenings
@@ -66,9 +65,7 @@ def build(config: Config) -> Node:
 
 def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT; pods go on without us."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = StopNotice()
     socket = paths.service_socket(config.state, NAME)
     rpc.refuse_live(str(socket))
     node = build(config)
@@ -82,8 +79,7 @@ def serve(config: Config) -> None:
     _count(node)
     settling = recovery.start(node)
     logger.info("serving %d pods on %s", len(settling), socket)
-    stop.wait()
-    logger.info("stopping")
+    logger.info("stopping on %s", stop.wait())
     node.happenings.stop()
     server.stop(grace=2.0).wait(4.0)
     node.background.stop()
