@@ -87,3 +87,15 @@ class Patience:
         finally:
             with self._lock:
                 self._wakers.discard(wake)
+
+    @contextmanager
+    def bounded(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Have `wake` called if the operation is called off during the block, or its deadline passes."""
+        timer = threading.Timer(self.left, wake)
+        timer.daemon = True
+        timer.start()
+        try:
+            with self.interruptible(wake):
+                yield
+        finally:
+            timer.cancel()

@@ -5,9 +5,17 @@ import urllib.parse
 from collections.abc import Iterator
 
 import pytest
+import zstandard
 
 from bulkhead.config.model import Registry, RegistryAuth
-from bulkhead.errors import BulkheadError, FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated
+from bulkhead.errors import (
+    BulkheadError,
+    FailedPrecondition,
+    InvalidArgument,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
 from image_svc import digests, reference
 from image_svc.patience import Patience
@@ -294,3 +302,43 @@ def test_credentials_are_not_sent_in_the_clear() -> None:
     with pytest.raises(HostFailure, match="unencrypted") as caught:
         made._token(Challenge("bearer", {"realm": "http://r.example/token"}), "what")
     assert isinstance(caught.value.error, BulkheadError)
+
+
+def test_redirected_challenge_is_not_answered(registry: FakeRegistry, second: FakeRegistry) -> None:
+    """A server that the registry redirects to cannot have our credentials sent to a realm of its choice."""
+    protect(registry, "Basic", BASIC)
+    realm = token_service(second, b'{"token": "T"}')
+    second.on("/elsewhere", lambda handler: handler.reply(401, WWW_Authenticate=f'Bearer realm="{realm}"'))
+    location = f"http://{second.address}/elsewhere"
+    registry.rules.insert(1, ("/manifests/", lambda handler: handler.reply(307, Location=location)))
+
+    with pytest.raises(Unauthenticated):
+        resolve(registry, USER)
+    assert second.asked("/elsewhere")
+    assert not second.asked("/token")
+
+
+def test_compressed_error_is_not_inflated(registry: FakeRegistry) -> None:
+    """An error body that was compressed unasked, which may hold gigabytes, is passed over."""
+    body = zstandard.compress(b'{"errors": [{"code": "BOMB", "message": "' + b"0" * 2_000_000 + b'"}]}')
+    registry.on("/v2/", lambda handler: handler.reply(403, body, Content_Encoding="zstd"))
+    name = reference.parse(f"{registry.address}/app:1")
+    repository = Repository(name, Registry(config_path=()), None, retry=Retry(rounds=1))
+
+    with repository.held(), pytest.raises(PermissionDenied) as caught:
+        repository.manifest(Descriptor(digests.of(DATA), len(DATA), ""), Patience(5.0, "manifest"))
+    assert "BOMB" not in str(caught.value)
+
+
+@pytest.mark.parametrize("header", ["Retry_After", "Content_Range"])
+def test_headers_of_nonsense(registry: FakeRegistry, header: str) -> None:
+    """A header that no parser can make sense of is the registry's failure, not ours."""
+    value = {"Retry_After": "Fri, 31 Dec 9999 23:59:59 -0000", "Content_Range": f"bytes {'9' * 5000}-1/2"}[header]
+    status = 503 if header == "Retry_After" else 206
+    registry.on("/v2/", lambda handler: handler.reply(status, b"", **{header: value}))
+    name = reference.parse(f"{registry.address}/app:1")
+    repository = Repository(name, Registry(config_path=()), None, retry=Retry(rounds=1))
+    wanted = Descriptor(digests.of(DATA), len(DATA), "")
+
+    with repository.held(), pytest.raises(Unavailable, match=registry.address):
+        repository.download(wanted, lambda: 1, lambda part: None, Patience(5.0, "download"))

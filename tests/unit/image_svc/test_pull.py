@@ -182,6 +182,26 @@ def test_hanging_registry(node: Node, registry: FakeRegistry) -> None:
         node.pull(f"{registry.address}/app:1", seconds=2.0)
 
 
+def test_trickled_head_ends_with_the_deadline(node: Node, registry: FakeRegistry) -> None:
+    """A registry that sends its answer's head byte by byte holds a pull no longer than its deadline."""
+    over = threading.Event()
+
+    def trickle(handler: Handler) -> bool:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while not over.wait(0.1):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+        return handler.break_off()
+
+    registry.on("/v2/", trickle)
+    began = time.monotonic()
+
+    with pytest.raises(DeadlineExceeded, match="did not finish within"):
+        node.pull(f"{registry.address}/app:1", seconds=0.5)
+    over.set()
+    assert time.monotonic() - began < 3.0
+
+
 def test_retry_after(node: Node, registry: FakeRegistry, image: Image) -> None:
     """A 429 is waited out for as long as the registry says."""
     registry.push("app", "1", image)

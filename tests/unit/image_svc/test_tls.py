@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -17,6 +18,9 @@ from bulkhead.config.model import Registry
 from bulkhead.errors import FailedPrecondition, Unavailable
 from image_svc import reference
 from image_svc.patience import Patience
+from image_svc.registry.credentials import Credentials
+from image_svc.registry.endpoint import Endpoint
+from image_svc.registry.hosts import Host, Tls
 from image_svc.registry.repository import Repository, Retry
 from support.fake_registry import FakeRegistry, fake_registry
 
@@ -168,3 +172,30 @@ def test_remote_registry_never_falls_back(registry: FakeRegistry, tmp_path: Path
     with pytest.raises(Unavailable, match="RegistryUnavailable"):
         resolve(tmp_path, f'server = "https://{registry.address}"')
     assert registry.seen == []
+
+
+def test_wrong_certificate_is_no_reason_for_plain_http(secure: FakeRegistry, tmp_path: Path) -> None:
+    """A host that may speak http and does speak TLS, with a certificate that does not pass, is given up."""
+    other = certify("other").write(tmp_path, "other")[0]
+
+    with pytest.raises(Unavailable, match="certificate verify failed"):
+        resolve(tmp_path, f'server = "http://{secure.address}"\nca = "{other}"')
+    assert secure.seen == []
+
+
+def test_leniency_ends_at_this_machine() -> None:
+    """Another host that a local registry sends us to must show a certificate that passes."""
+    host = Host("https", "127.0.0.1:5000", tls=Tls(skip_verify=True))
+    endpoint = Endpoint(host, "127.0.0.1:5000", "app", Credentials())
+
+    own, other = (endpoint._http(httpx.URL(url)) for url in ("https://127.0.0.1:5000/", "https://auth.example/"))
+
+    assert verifies(own) is False
+    assert verifies(other) is True
+    endpoint.close()
+
+
+def verifies(client: httpx.Client) -> bool:
+    """Tell whether a client checks certificates."""
+    context = client._transport._pool._ssl_context  # type: ignore[attr-defined] # httpx shows it nowhere
+    return bool(context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname)

@@ -3,16 +3,22 @@
 import functools
 import logging
 import os
+import socket
 import ssl
 import threading
+import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import httpx
 
 from bulkhead.errors import FailedPrecondition
+from image_svc.patience import Patience
 from image_svc.registry.credentials import Credentials
-from image_svc.registry.failures import HostFailure, from_response, from_transport
+from image_svc.registry.failures import HostFailure, from_response, from_transport, is_distrust
 from image_svc.registry.hosts import Host, Tls, is_loopback
 from image_svc.registry.tokens import Authorizer
 
@@ -21,8 +27,8 @@ logger = logging.getLogger(__name__)
 #: Seconds without a byte after which a connection counts as dead.
 READ_TIMEOUT = 30.0
 REDIRECTS = 10
-#: Bytes of an error or token answer that are read.
-SMALL_BODY = 1 << 20
+#: Bytes of an error or token answer that are read, and seconds that it may take to arrive.
+SMALL_BODY, SMALL_BODY_TIME = 1 << 20, 30.0
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _USER_AGENT = "bulkhead-image-svc"
 
@@ -53,7 +59,9 @@ class Endpoint:
         )
         self._timeout = httpx.Timeout(read_timeout, connect=host.dial_timeout, pool=None)
         self._lock = threading.Lock()
-        self._client: httpx.Client | None = None
+        #: By whether they are for other hosts than ours.
+        self._clients: dict[bool, httpx.Client] = {}
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     @property
     def origin(self) -> str:
@@ -63,26 +71,29 @@ class Endpoint:
     def close(self) -> None:
         """Close every connection; a request after that opens new ones."""
         with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
+            clients, self._clients = self._clients, {}
+        for client in clients.values():
             client.close()
 
     @contextmanager
     def request(
-        self, method: str, path: str, what: str, headers: Mapping[str, str] | None = None
+        self, method: str, path: str, what: str, patience: Patience, headers: Mapping[str, str] | None = None
     ) -> Iterator[httpx.Response]:
         """Ask for a path below the repository and yield the answer, whose body is still to be read.
 
-        Answers of 400 and above raise HostFailure, as do connections that fail, also while the block reads.
+        Answers of 400 and above raise HostFailure, as do connections that fail, also while the block reads. The head
+        arrives while there is patience, however slowly a server sends it.
         """
         response: httpx.Response | None = None
         try:
-            response = self._authorized(method, path, what, dict(headers or {}))
+            with patience.bounded(self._hang_up):
+                response = self._authorized(method, path, what, dict(headers or {}))
             if response.status_code >= 400:
                 self._read_small(response)
                 raise from_response(response, what, self.origin, self.credentials)
             yield response
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+        # ValueError: a number in a header that Python refuses to read for its length.
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
             raise from_transport(error, what, self.origin) from error
         finally:
             if response is not None:
@@ -92,7 +103,8 @@ class Endpoint:
         for _ in range(3):
             used = self._authorizer.value
             response = self._follow(method, path, what, headers, used)
-            if response.status_code != 401:
+            # Whoever a redirect led to has no say in where our credentials go (CVE-2020-15157).
+            if response.status_code != 401 or _origin(response.url) != _origin(httpx.URL(self.origin)):
                 return response
             self._read_small(response)
             if not self._authorizer.answer(response, used, what):
@@ -133,19 +145,22 @@ class Endpoint:
 
     def _send(self, request: httpx.Request) -> httpx.Response:
         request.headers.setdefault("host", request.url.netloc.decode("ascii"))
-        request.extensions = {**request.extensions, "timeout": self._timeout.as_dict()}
+        request.extensions = {**request.extensions, "timeout": self._timeout.as_dict(), "trace": self._trace}
         try:
-            return self._http().send(request, stream=True)
+            return self._http(request.url).send(request, stream=True)
         except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError) as error:
             plain = self._fall_back(request, error)
             if plain is None:
                 raise
-        return self._http().send(plain, stream=True)
+        return self._http(plain.url).send(plain, stream=True)
 
     def _fall_back(self, request: httpx.Request, error: Exception) -> httpx.Request | None:
-        """Return the same request over http where the host may speak either and its TLS handshake failed."""
+        """Return the same request over http where the host may speak either and does not speak TLS.
+
+        A certificate that does not pass is no reason to go on without any.
+        """
         ours = request.url.scheme == "https" and request.url.netloc.decode("ascii") == self.host.host
-        if not (self.host.http_fallback and ours and isinstance(error, httpx.ConnectError)):
+        if not (self.host.http_fallback and ours and isinstance(error, httpx.ConnectError)) or is_distrust(error):
             return None
         logger.debug("%s does not speak TLS, going on with http: %s", self.host.host, error)
         self._scheme = "http"
@@ -159,7 +174,7 @@ class Endpoint:
 
     def _send_whole(self, request: httpx.Request) -> httpx.Response:
         """Send a token request, whose realm may be anywhere, and read the answer."""
-        request.headers["user-agent"] = _USER_AGENT
+        request.headers.update({"user-agent": _USER_AGENT, **_PLAIN})
         response = self._send(request)
         try:
             self._read_small(response)
@@ -168,27 +183,53 @@ class Endpoint:
         return response
 
     def _read_small(self, response: httpx.Response) -> None:
-        """Read a body that has no reason to be large, cutting one that is."""
-        parts, size = [], 0
-        for part in response.iter_bytes():
-            parts.append(part)
-            size += len(part)
-            if size > SMALL_BODY:
-                break
-        response._content = b"".join(parts)  # httpx offers no bounded read
+        """Read a body that has no reason to be large or slow, cutting one that is.
+
+        One that is compressed, though nobody asked for that, counts as empty: 64 KiB of zstd can hold gigabytes.
+        """
+        if response.is_closed:  # it was read for its challenge already
+            return
+        data, until = bytearray(), time.monotonic() + SMALL_BODY_TIME
+        if response.headers.get("content-encoding", "identity") == "identity":
+            for part in response.iter_raw():
+                data += part
+                if len(data) > SMALL_BODY or time.monotonic() > until:
+                    break
+        response._content = bytes(data)  # httpx offers no bounded read
         response.close()
 
-    def _http(self) -> httpx.Client:
+    def _http(self, url: httpx.URL) -> httpx.Client:
+        # What a registry on this machine may do without, others that it sends us to may not.
+        elsewhere = is_loopback(self.host.host) and not is_loopback(url.netloc.decode("ascii"))
         with self._lock:
-            if self._client is None:
-                self._client = httpx.Client(
-                    verify=_context(self.host),
+            if elsewhere not in self._clients:
+                tls = replace(self.host.tls, skip_verify=False) if elsewhere else self.host.tls
+                self._clients[elsewhere] = httpx.Client(
+                    verify=_context(replace(self.host, tls=tls)),
                     timeout=self._timeout,
-                    trust_env=not is_loopback(self.host.host),
+                    trust_env=elsewhere or not is_loopback(self.host.host),
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
                     follow_redirects=False,
                 )
-            return self._client
+            return self._clients[elsewhere]
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Note the sockets as httpcore opens them (its "trace" extension), so that a thread at one can be woken."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._sockets.add(info["return_value"].get_extra_info("socket"))
+
+    def _hang_up(self) -> None:
+        for sock in list(self._sockets):
+            shut_down(sock)
+
+
+def shut_down(sock: socket.socket) -> None:
+    """Wake a thread that waits for a socket: closing the descriptor would not."""
+    try:
+        # The plain socket's method, since an SSLSocket's would first take its TLS state away from the reader.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        return
 
 
 #: Bytes are wanted as they are stored: a digest covers no transfer encoding of a proxy's choice.

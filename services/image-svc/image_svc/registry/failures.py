@@ -62,10 +62,13 @@ def from_transport(error: Exception, what: str, host: str) -> HostFailure:
         return HostFailure(DeadlineExceeded(f"{what}: {host} sent nothing for too long"), retry=True)
     root = _root(error)
     # Neither a certificate nor a name that does not exist gets better within seconds.
-    final = isinstance(root, ssl.SSLCertVerificationError) or (
-        isinstance(root, socket.gaierror) and root.errno == socket.EAI_NONAME
-    )
+    final = is_distrust(error) or (isinstance(root, socket.gaierror) and root.errno == socket.EAI_NONAME)
     return HostFailure(Unavailable(f"{UNAVAILABLE}: {what}: {host}: {_reason(error)}"), retry=not final)
+
+
+def is_distrust(error: Exception) -> bool:
+    """Whether a connection failed since the server's certificate did not pass."""
+    return isinstance(_root(error), ssl.SSLCertVerificationError)
 
 
 def _reason(error: Exception) -> str:
@@ -103,7 +106,6 @@ def _retry_after(response: httpx.Response) -> float:
     if value.isascii() and value.isdigit():
         return float(value[:9])
     try:
-        moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (ValueError, TypeError, IndexError, OverflowError):  # what the parser makes of nonsense
         return 0.0
-    return max(moment.timestamp() - time.time(), 0.0)

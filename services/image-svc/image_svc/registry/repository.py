@@ -98,7 +98,8 @@ class Repository:
     def resolve(self, patience: Patience) -> Descriptor:
         """Ask what the reference stands for now; also proves that the credentials may read it."""
         capability = "pull" if self.reference.digest else "resolve"
-        return self._over_hosts(capability, self._head, str(self.reference), patience)
+        what = str(self.reference)
+        return self._over_hosts(capability, lambda endpoint: self._head(endpoint, patience), what, patience)
 
     def manifest(self, wanted: Descriptor, patience: Patience) -> tuple[bytes, str]:
         """Return the bytes of a manifest or index, checked against digest and size, and their media type."""
@@ -106,7 +107,7 @@ class Repository:
 
         def get(endpoint: Endpoint) -> tuple[bytes, str]:
             path = f"manifests/{wanted.digest}"
-            with endpoint.request("GET", path, what, {"accept": media.ACCEPT}) as response:
+            with endpoint.request("GET", path, what, patience, {"accept": media.ACCEPT}) as response:
                 data = _read_limited(response, MANIFEST_LIMIT, what, endpoint)
                 _check(data, wanted, what, endpoint)
                 return data, _media_type(response) or wanted.media_type
@@ -118,7 +119,7 @@ class Repository:
         what = f"{self.reference.name}@{wanted.digest}"
 
         def get(endpoint: Endpoint) -> bytes:
-            with endpoint.request("GET", f"blobs/{wanted.digest}", what) as response:
+            with endpoint.request("GET", f"blobs/{wanted.digest}", what, patience) as response:
                 data = _read_limited(response, limit, what, endpoint)
                 _check(data, wanted, what, endpoint)
                 return data
@@ -143,23 +144,23 @@ class Repository:
         def get(endpoint: Endpoint) -> str:
             offset = have()
             headers = {"range": f"bytes={offset}-"} if offset else {}
-            with endpoint.request("GET", f"blobs/{wanted.digest}", what, headers) as response:
+            with endpoint.request("GET", f"blobs/{wanted.digest}", what, patience, headers) as response:
                 for part in body(response, offset, wanted.size, what, self._retry.rate, patience):
                     write(part)
             return endpoint.origin
 
         return self._over_hosts("pull", get, what, patience, progress=have, avoid=avoid)
 
-    def _head(self, endpoint: Endpoint) -> Descriptor:
+    def _head(self, endpoint: Endpoint, patience: Patience) -> Descriptor:
         what = str(self.reference)
         path = f"manifests/{self.reference.identifier}"
-        with endpoint.request("HEAD", path, what, {"accept": media.ACCEPT}) as response:
+        with endpoint.request("HEAD", path, what, patience, {"accept": media.ACCEPT}) as response:
             found = response.headers.get("docker-content-digest", "")
             kind = _media_type(response)
         if not found and self.reference.digest:
             found = self.reference.digest
         if not found or not kind:
-            return self._get(endpoint)
+            return self._get(endpoint, patience)
         try:
             digests.check(found, f"{what}: {endpoint.origin}: Docker-Content-Digest")
         except BulkheadError as error:
@@ -169,11 +170,11 @@ class Repository:
             raise HostFailure(DataLoss(text))
         return Descriptor(found, -1, kind)
 
-    def _get(self, endpoint: Endpoint) -> Descriptor:
+    def _get(self, endpoint: Endpoint, patience: Patience) -> Descriptor:
         """Resolve at a registry whose answer to HEAD says too little."""
         what = str(self.reference)
         path = f"manifests/{self.reference.identifier}"
-        with endpoint.request("GET", path, what, {"accept": media.ACCEPT}) as response:
+        with endpoint.request("GET", path, what, patience, {"accept": media.ACCEPT}) as response:
             data = _read_limited(response, MANIFEST_LIMIT, what, endpoint)
             kind = _media_type(response)
         if self.reference.digest:

@@ -10,6 +10,7 @@ import httpx
 
 from bulkhead.errors import DataLoss, DeadlineExceeded
 from image_svc.patience import Patience
+from image_svc.registry.endpoint import shut_down
 from image_svc.registry.failures import HostFailure
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/(?:[0-9]+|\*)")
@@ -88,12 +89,7 @@ def _skip(response: httpx.Response, offset: int, size: int, what: str, origin: s
 
 
 def _hang_up(response: httpx.Response) -> None:
-    """Wake a thread that waits for the body: closing the descriptor would not, shutting the socket down does."""
     stream = response.extensions.get("network_stream")
     sock = stream.get_extra_info("socket") if stream is not None else None
     if isinstance(sock, socket.socket):
-        try:
-            # The plain socket's method, since an SSLSocket's would first take its TLS state away from the reader.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        except OSError:
-            return
+        shut_down(sock)
