@@ -14,7 +14,7 @@ from bulkhead import rpc
 from bulkhead.errors import Unimplemented
 from bulkhead.proto.runtime.v1 import api_pb2
 from sandbox_svc.node import Node
-from sandbox_svc.rpc import events, lists, stats, statuses, update
+from sandbox_svc.rpc import events, lists, pod_metrics, stats, statuses, update
 from sandbox_svc.rpc import exec as execs
 from sandbox_svc.rpc import status as node_status
 from sandbox_svc.rpc.create_container import create_container
@@ -43,11 +43,12 @@ SHORT: dict[str, Callable[..., Any]] = {
     "ListPodSandboxStats": stats.list_pod_sandbox_stats,
     "StreamContainerStats": stats.stream_container_stats,
     "StreamPodSandboxStats": stats.stream_pod_sandbox_stats,
+    "ListMetricDescriptors": pod_metrics.list_metric_descriptors,
     "UpdatePodSandboxResources": update.update_pod_sandbox_resources,
     "UpdateRuntimeConfig": update.update_runtime_config,
 }
 
-#: RPCs that may wait for seconds: for plugins, runtimes, a restarting service, or a grace period.
+#: RPCs that may take seconds: they wait for plugins, runtimes, a restarting service or a grace period, or read much.
 LONG: dict[str, Callable[..., Any]] = {
     "RunPodSandbox": run_pod_sandbox,
     "StopPodSandbox": stop_pod_sandbox,
@@ -62,6 +63,8 @@ LONG: dict[str, Callable[..., Any]] = {
     "Exec": execs.exec_stream,
     "Attach": execs.attach,
     "PortForward": execs.port_forward,
+    "ListPodSandboxMetrics": pod_metrics.list_pod_sandbox_metrics,
+    "StreamPodSandboxMetrics": pod_metrics.stream_pod_sandbox_metrics,
     "GetContainerEvents": events.get_container_events,
 }
 

@@ -9,11 +9,11 @@ def line(name: str, *numbers: int) -> str:
 
 
 def test_counters_are_taken_from_their_columns() -> None:
-    """Received and sent bytes and errors come from columns 1, 3, 9 and 11; the loopback is left out."""
+    """Bytes, packets, errors and drops come from columns 1 to 4 and 9 to 12; the loopback is left out."""
     text = [line("lo", *range(16)), line("eth0", *range(1, 17)), line("a:b", *range(16)), "garbage"]
     assert network.parse(text) == (
-        network.Interface("eth0", rx_bytes=1, rx_errors=3, tx_bytes=9, tx_errors=11),
-        network.Interface("a:b", rx_bytes=0, rx_errors=2, tx_bytes=8, tx_errors=10),
+        network.Interface("eth0", 1, 3, 9, 11, rx_packets=2, rx_dropped=4, tx_packets=10, tx_dropped=12),
+        network.Interface("a:b", 0, 2, 8, 10, rx_packets=1, rx_dropped=3, tx_packets=9, tx_dropped=11),
     )
 
 

@@ -76,6 +76,14 @@ class Collector:
         """Stop the background count."""
         self._layers.close()
 
+    def layer_usage(self, source: ContainerSource) -> layers.LayerUsage | None:
+        """Return the last count of a container's writable layer, None before the first one and without a layer."""
+        if not source.layer:
+            return None
+        with self._lock:
+            self._layer_of[source.id] = source.layer
+        return self._layers.usage(source.layer)
+
     def container_stats(self, source: ContainerSource) -> cri.ContainerStats:
         """Return one container's usage; parts that cannot be read are absent."""
         return self._container(source)[0]
@@ -156,9 +164,7 @@ class Collector:
             return rate
 
     def _fill_layer(self, message: cri.FilesystemUsage, source: ContainerSource, now: int) -> None:
-        with self._lock:
-            self._layer_of[source.id] = source.layer
-        counted = self._layers.usage(source.layer)
+        counted = self.layer_usage(source)
         message.fs_id.mountpoint = source.image_root
         message.timestamp = counted.timestamp if counted else now
         if counted:

@@ -22,6 +22,10 @@ class Interface:
     rx_errors: int
     tx_bytes: int
     tx_errors: int
+    rx_packets: int = 0
+    rx_dropped: int = 0
+    tx_packets: int = 0
+    tx_dropped: int = 0
 
 
 def read(namespaces: Iterable[str]) -> dict[str, tuple[Interface, ...]]:
@@ -62,7 +66,22 @@ def parse(lines: Sequence[str]) -> tuple[Interface, ...]:
     for line in lines:
         name, _, numbers = line.rpartition(":")
         fields = numbers.split()
-        if name.strip() != "lo" and len(fields) >= 11:
-            received, sent = (int(fields[0]), int(fields[2])), (int(fields[8]), int(fields[10]))
-            interfaces.append(Interface(name.strip(), *received, *sent))
+        if name.strip() != "lo" and len(fields) >= 12:
+            received, sent = [int(field) for field in fields[:4]], [int(field) for field in fields[8:12]]
+            interfaces.append(_interface(name.strip(), received, sent))
     return tuple(interfaces)
+
+
+def _interface(name: str, received: Sequence[int], sent: Sequence[int]) -> Interface:
+    """Take each direction's bytes, packets, errors and drops, in the order of /proc/net/dev."""
+    return Interface(
+        name,
+        rx_bytes=received[0],
+        rx_packets=received[1],
+        rx_errors=received[2],
+        rx_dropped=received[3],
+        tx_bytes=sent[0],
+        tx_packets=sent[1],
+        tx_errors=sent[2],
+        tx_dropped=sent[3],
+    )

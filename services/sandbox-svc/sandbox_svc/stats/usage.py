@@ -5,12 +5,12 @@ sense: working set = usage less inactive file cache; resident set = anonymous me
 limit less working set, 0 without a limit. A number the kernel does not offer is None.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox_svc import cgroup
+from sandbox_svc.stats import files
 
 #: A version 1 limit above this means none: the kernel rounds "unlimited" down to a page.
 _UNLIMITED = 1 << 62
@@ -72,25 +72,25 @@ def read(group: str, root: Path = cgroup.ROOT) -> Usage:
     below = cgroup.relative(group)
     if cgroup.mode(root) == "v2":
         directory = f"{root}/{below}"
-        return Usage(_cpu_v2(directory), _memory_v2(directory), _pids(directory), _stall(directory, "io.pressure"))
+        return Usage(_cpu_v2(directory), _memory_v2(directory), _pids(directory), stall(directory, "io.pressure"))
     return Usage(
         _cpu_v1(f"{root}/cpuacct/{below}"), _memory_v1(f"{root}/memory/{below}"), _pids(f"{root}/pids/{below}")
     )
 
 
 def _cpu_v1(directory: str) -> Cpu | None:
-    used = _number(directory, "cpuacct.usage")
+    used = files.number(directory, "cpuacct.usage")
     return None if used is None else Cpu(used)
 
 
 def _memory_v1(directory: str) -> Memory | None:
-    usage = _number(directory, "memory.usage_in_bytes")
+    usage = files.number(directory, "memory.usage_in_bytes")
     if usage is None:
         return None
-    stat = _fields(directory, "memory.stat")
+    stat = files.fields(directory, "memory.stat")
     working_set = max(usage - stat.get("total_inactive_file", 0), 0)
-    limit = _number(directory, "memory.limit_in_bytes")
-    both, both_limit = (_number(directory, f"memory.memsw.{name}_in_bytes") for name in ("usage", "limit"))
+    limit = files.number(directory, "memory.limit_in_bytes")
+    both, both_limit = (files.number(directory, f"memory.memsw.{name}_in_bytes") for name in ("usage", "limit"))
     return Memory(
         usage=usage,
         working_set=working_set,
@@ -104,27 +104,27 @@ def _memory_v1(directory: str) -> Memory | None:
 
 
 def _cpu_v2(directory: str) -> Cpu | None:
-    used = _fields(directory, "cpu.stat").get("usage_usec")
-    return None if used is None else Cpu(used * 1000, _stall(directory, "cpu.pressure"))
+    used = files.fields(directory, "cpu.stat").get("usage_usec")
+    return None if used is None else Cpu(used * 1000, stall(directory, "cpu.pressure"))
 
 
 def _memory_v2(directory: str) -> Memory | None:
-    usage = _number(directory, "memory.current")
+    usage = files.number(directory, "memory.current")
     if usage is None:
         return None
-    stat = _fields(directory, "memory.stat")
+    stat = files.fields(directory, "memory.stat")
     working_set = max(usage - stat.get("inactive_file", 0), 0)
-    swap = _number(directory, "memory.swap.current")
+    swap = files.number(directory, "memory.swap.current")
     return Memory(
         usage=usage,
         working_set=working_set,
-        available=_left(_number(directory, "memory.max"), working_set) or 0,
+        available=_left(files.number(directory, "memory.max"), working_set) or 0,
         resident=stat.get("anon", 0),
         faults=stat.get("pgfault", 0),
         major_faults=stat.get("pgmajfault", 0),
         swap=swap,
-        swap_available=None if swap is None else _left(_number(directory, "memory.swap.max"), swap),
-        stall=_stall(directory, "memory.pressure"),
+        swap_available=None if swap is None else _left(files.number(directory, "memory.swap.max"), swap),
+        stall=stall(directory, "memory.pressure"),
     )
 
 
@@ -134,37 +134,12 @@ def _left(limit: int | None, used: int) -> int | None:
 
 
 def _pids(directory: str) -> int | None:
-    return _number(directory, "pids.current")
+    return files.number(directory, "pids.current")
 
 
-def _read(directory: str, name: str) -> bytes:
-    """Return a file's content, b"" where it is missing or its group has just gone."""
-    try:
-        fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, 16384)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
-
-
-def _number(directory: str, name: str) -> int | None:
-    """Return the number a file holds; None for "max" and where there is no such file."""
-    text = _read(directory, name).strip()
-    return int(text) if text.isdigit() else None
-
-
-def _fields(directory: str, name: str) -> dict[str, int]:
-    """Return a file of lines `name number`."""
-    words = _read(directory, name).decode().split()
-    return dict(zip(words[::2], map(int, words[1::2]), strict=False))
-
-
-def _stall(directory: str, name: str) -> Stall | None:
-    text = _read(directory, name).decode()
+def stall(directory: str, name: str) -> Stall | None:
+    """Return a pressure file of a group; None where the kernel has none."""
+    text = files.read(directory, name).decode()
     lines = {words[0]: _pressure(words[1:]) for words in map(str.split, text.splitlines()) if len(words) == 5}
     return Stall(lines["some"], lines.get("full")) if "some" in lines else None
 
