@@ -1,6 +1,7 @@
 """Limits, cgroup paths, OOM scores, devices, sysctls, annotations, the base runtime spec."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -103,6 +104,17 @@ def test_cgroup_path(parent: str, expected: str) -> None:
     request = container_input()
     request.sandbox_config.linux.cgroup_parent = parent
     assert container_spec(request)["linux"]["cgroupsPath"] == expected
+
+
+def test_systemd_without_a_parent() -> None:
+    """Through systemd a pod without a parent is in system.slice: runtimes refuse a path there."""
+    handler = RuntimeHandler(options={"SystemdCgroup": True})
+    container, sandbox = container_input(), sandbox_input()
+    for spec in (
+        container_spec(replace(container, handler=handler)),
+        sandbox_spec(replace(sandbox, handler=handler)),
+    ):
+        assert spec["linux"]["cgroupsPath"].startswith("system.slice:cri-containerd:")
 
 
 def test_devices() -> None:

@@ -2,6 +2,7 @@
 
 import posixpath
 
+from bulkhead.config.model import RuntimeHandler
 from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.oci.model import ContainerInput, HostFacts, Json
@@ -12,13 +13,17 @@ SANDBOX_OOM_SCORE = -998
 
 #: Scope prefix of systemd units: `cri-containerd-<id>.scope` is what cAdvisor and dashboards look for.
 _SCOPE_PREFIX = "cri-containerd"
+_DEFAULT_SLICE = "system.slice"
 
 
-def apply_cgroup_parent(spec: Json, parent: str, id: str) -> None:
+def apply_cgroup_parent(spec: Json, parent: str, id: str, handler: RuntimeHandler) -> None:
     """Put the container below its pod's cgroup.
 
     A parent that ends in ".slice" is systemd's, for whom the runtimes want "slice:prefix:name"; any other is a path.
+    Without a parent, a handler with SystemdCgroup gets systemd's own slice for services: its runtime takes no path.
     """
+    if not parent and handler.options.get("SystemdCgroup"):
+        parent = _DEFAULT_SLICE
     if not parent:
         return
     base = posixpath.basename(parent.rstrip("/"))

@@ -37,7 +37,7 @@ def sandbox_spec(request: SandboxInput) -> Json:
     if request.config.hostname:
         spec["hostname"] = request.config.hostname
     process.apply_to_sandbox(spec, request)
-    resources.apply_cgroup_parent(spec, linux.cgroup_parent, request.id)
+    resources.apply_cgroup_parent(spec, linux.cgroup_parent, request.id, request.handler)
     namespaces.apply_to_sandbox(spec, request)
     mounts.apply_to_sandbox(spec, request)
     process_label, mount_label = selinux.labels(context.selinux_options, "", request.id, request.runtime, request.facts)
@@ -77,7 +77,7 @@ def container_spec(request: ContainerInput) -> Json:
     if context.readonly_rootfs:
         spec["root"]["readonly"] = True
     resources.apply_to_container(spec, request)
-    resources.apply_cgroup_parent(spec, request.sandbox_config.linux.cgroup_parent, request.id)
+    resources.apply_cgroup_parent(spec, request.sandbox_config.linux.cgroup_parent, request.id, request.handler)
     namespaces.apply_to_container(spec, request)
     annotations.apply_to_container(spec, request)
     users.apply_to_container(spec, request)
