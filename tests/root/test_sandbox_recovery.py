@@ -257,11 +257,27 @@ def test_a_dead_shim_takes_its_containers_along(held: Held, away: bool) -> None:
         pods = sandbox.pods()
     ended = pods.wait_exited(container, 10)
     assert (ended.exit_code, ended.reason) == (137, "Error")
-    listed = {p.id: p.state for p in pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=5).items}
-    assert listed == {pod: cri.SANDBOX_NOTREADY, other: cri.SANDBOX_READY}
+    deadline = time.monotonic() + 10
+    while states(pods) != {pod: cri.SANDBOX_NOTREADY, other: cri.SANDBOX_READY}:
+        assert time.monotonic() < deadline, states(pods)
+        time.sleep(0.02)
     assert not any(b"4242" in command for command in commands())
+    while {pod, container} & kept_by_runtime(sandbox.directory):
+        assert time.monotonic() < deadline, kept_by_runtime(sandbox.directory)
+        time.sleep(0.02)
+    assert other in kept_by_runtime(sandbox.directory)
     pods.remove(pod)
     pods.remove(other)
+
+
+def states(pods: Pods) -> dict[str, int]:
+    answer = pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=5)
+    return {pod.id: pod.state for pod in answer.items}
+
+
+def kept_by_runtime(directory: Path) -> set[str]:
+    """Return the containers that the OCI runtime knows: each has a directory of its own."""
+    return {path.name for path in directory.glob("state/**/runtime/*/*/*") if path.is_dir()}
 
 
 def children(pid: int) -> str:

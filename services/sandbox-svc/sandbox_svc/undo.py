@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bulkhead import metrics
+from bulkhead import metrics, paths
 from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError, FailedPrecondition, NotFound, Unavailable
 from bulkhead.proto import shim_pb2
@@ -17,7 +17,7 @@ from sandbox_svc.ledger import Undo
 from sandbox_svc.store.database import Database, Entry
 from sandbox_svc.store.model import Model
 from sandbox_svc.store.records import Process, ShimBinding, shim_of
-from sandbox_svc.task import foreign
+from sandbox_svc.task import foreign, orphans
 from sandbox_svc.task.link import Link
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Undoer:
         self, config: Config, database: Database, model: Model, networks: Mapping[str, Manager], images: Images
     ) -> None:
         self._homes = (config.root, config.state)
+        self._state = config.state
         self._database = database
         self._model = model
         self._networks = networks
@@ -130,12 +131,14 @@ class Undoer:
 
     def task(self, entry: Entry) -> None:
         """Kill and delete a container in its shim; then kill what its cgroup still holds and remove that."""
+        ident, path = entry.data["id"], entry.data.get("cgroup", "")
         with _Borrowed(self._model, entry.data["shim"]) as link:
             if link.binding.process is None or process.alive(link.binding.process):
-                self._kill_in_shim(link, entry.data["id"])
-        if path := entry.data.get("cgroup", ""):
-            if not cgroup.kill(path):
-                raise FailedPrecondition(f"cgroup {path}: processes survive SIGKILL")
+                self._kill_in_shim(link, ident)
+        if path and not cgroup.kill(path):
+            raise FailedPrecondition(f"cgroup {path}: processes survive SIGKILL")
+        orphans.drop(paths.bundle(self._state, ident), ident)
+        if path:
             cgroup.remove(path)
 
     def _kill_in_shim(self, link: Link, ident: str) -> None:
