@@ -1,7 +1,7 @@
 """What may import what: services talk over sockets, never by import."""
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,15 +18,19 @@ EARNED = {
 }
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield every module a file imports, wherever in the file."""
+@cache
+def imports(path: Path) -> list[str]:
+    """Return every module a file imports, wherever in the file."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield node.module
+            found.append(node.module)
+    return found
 
 
+@cache
 def sources(package: str) -> list[Path]:
     """Return the Python files of a package, generated ones left out."""
     found = {path for root in ("services", "shared") for path in (ROOT / root).glob(f"**/{package}/**/*.py")}

@@ -116,7 +116,7 @@ class Download(Job[None]):
     def _hash(self, found: Future[str]) -> None:
         hasher = digests.hasher(self.wanted.digest)
         try:
-            for block in self.ingest.follow():
+            for block in self.ingest.follow(self.patience):
                 hasher.update(block)
             found.set_result(f"{hasher.name}:{hasher.hexdigest()}")
         except BaseException as error:  # goes to the download's own thread

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bulkhead.errors import BulkheadError, Cancelled
 from bulkhead.files import fsync_directory
+from image_svc.patience import Patience
 
 #: Bytes handed to a reader at once: large enough that hashing runs without the interpreter lock for most of it.
 BLOCK = 512 * 1024
@@ -65,21 +66,30 @@ class Ingest:
         """Close the file; readers must have ended."""
         os.close(self._fd)
 
-    def follow(self) -> Iterator[bytes]:
-        """Yield the whole blob from its first byte, waiting for what has not arrived; raises what failed."""
-        offset = 0
-        while self._wait(offset):
-            block = os.pread(self._fd, min(BLOCK, self._have - offset), offset)
-            if not block:
-                raise Cancelled("partial download was cut short under its reader")
-            offset += len(block)
-            yield block
+    def follow(self, patience: Patience) -> Iterator[bytes]:
+        """Yield the whole blob from its first byte, waiting for what has not arrived.
 
-    def _wait(self, offset: int) -> bool:
+        Raises what failed, and as `patience.check` does if the reader is called off, also during a wait.
+        """
+        offset = 0
+        with patience.interruptible(self._wake):
+            while self._wait(offset, patience):
+                block = os.pread(self._fd, min(BLOCK, self._have - offset), offset)
+                if not block:
+                    raise Cancelled("partial download was cut short under its reader")
+                offset += len(block)
+                yield block
+
+    def _wake(self) -> None:
+        with self._waiting:
+            self._waiting.notify_all()
+
+    def _wait(self, offset: int, patience: Patience) -> bool:
         """Wait for bytes after `offset`; False at the end."""
         with self._waiting:
             while self._failure is None and not self._complete and self._have - offset < WAKE:
-                self._waiting.wait()
+                patience.check()
+                self._waiting.wait(patience.left)
             if self._failure is not None:
                 # A fresh object, since several threads raise it and each adds its own traceback.
                 raise type(self._failure)(str(self._failure))

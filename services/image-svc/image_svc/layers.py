@@ -145,7 +145,7 @@ class Unpacking(Job[Unpacked]):
 
     def _feed(self, source: Source, writer: int, diff: "_Hashing") -> None:
         """Send the tar to the helper; a pipe that breaks means the helper has an answer already."""
-        for block in tar_stream(source.ingest.follow(), f"layer {self.layer.digest}"):
+        for block in tar_stream(source.ingest.follow(self.patience), f"layer {self.layer.digest}"):
             self.patience.check()
             diff.update(block)
             try:

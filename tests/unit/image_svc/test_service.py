@@ -1,6 +1,7 @@
 """Both gRPC services answer as the CRI and images.proto say."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,13 +179,14 @@ def test_malformed_requests(client: Client, method: str, request_: object, code:
 def test_hang_up_ends_the_pull(client: Client, name: str, registry: FakeRegistry, image: Image) -> None:
     """A kubelet that gives up a pull ends its downloads."""
     blob = image.blobs()[1][1]
+    over = threading.Event()
 
     def hang(handler: Handler) -> bool:
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(blob)))
         handler.end_headers()
         handler.wfile.write(blob[:100])
-        time.sleep(1.0)
+        over.wait(10)
         return handler.break_off()
 
     registry.on(digest(blob), hang)
@@ -197,4 +199,5 @@ def test_hang_up_ends_the_pull(client: Client, name: str, registry: FakeRegistry
     registry.rules.clear()
 
     assert client.pull(name)
+    over.set()
     assert client.cri.ListImages(cri.ListImagesRequest(), timeout=5).images

@@ -168,8 +168,9 @@ def test_the_shortest_grace_counts_for_all(world: Any) -> None:
     assert world.container.kill_at is None
 
 
-def test_a_caller_that_goes_away_is_not_waited_for(world: Any) -> None:
+def test_a_caller_that_goes_away_is_not_waited_for(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait ends with the call."""
+    monkeypatch.setattr(stop_container, "_LOOK", 0.01)
     context: Any = SimpleNamespace(is_active=lambda: False)
     with pytest.raises(Cancelled):
         stop_container.stop(world.container, 60, context)
