@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from bulkhead.errors import InvalidArgument, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2
@@ -11,6 +12,17 @@ from image_svc.store import Image, Store
 _HEX = frozenset("0123456789abcdef")
 
 
+@dataclass(frozen=True)
+class _View:
+    """The store at one generation; replaced as a whole, so that no look-up meets two of them."""
+
+    generation: int = -1
+    images: dict[str, Image] = field(default_factory=dict)
+    #: Id by name.
+    names: dict[str, str] = field(default_factory=dict)
+    messages: dict[str, api_pb2.Image] = field(default_factory=dict)
+
+
 class Catalogue:
     """Answers lists, look-ups by id, prefix or name, from memory."""
 
@@ -18,46 +30,42 @@ class Catalogue:
         self._store = store
         self._pinned = {str(reference.parse(name)) for name in pinned if name}
         self._lock = threading.Lock()
-        self._generation = -1
-        self._images: dict[str, Image] = {}
-        self._names: dict[str, str] = {}
-        self._messages: dict[str, api_pb2.Image] = {}
+        self._latest = _View()
 
     def images(self) -> list[Image]:
         """Return every image, the one pulled last at the end."""
-        self._refresh()
-        return list(self._images.values())
+        return list(self._view().images.values())
 
     def messages(self) -> list[api_pb2.Image]:
         """Return every image as the CRI has it."""
-        self._refresh()
-        return list(self._messages.values())
+        return list(self._view().messages.values())
 
     def message(self, image: Image) -> api_pb2.Image:
         """Return one image as the CRI has it."""
-        found = self._messages.get(image.id)
+        found = self._view().messages.get(image.id)
         return found if found is not None else _message(image)
 
     def find(self, text: str) -> Image:
-        """Return the image of an id (with or without "sha256:"), a unique prefix of one, or a name.
+        """Return the image of an id (with or without "sha256:"), a name, or a unique prefix of an id.
 
-        NotFound names the text; a text that is neither is InvalidArgument.
+        A name comes before a prefix, as under containerd: who asks for "cafe" means the image of that name. NotFound
+        names the text; a text that is neither is InvalidArgument.
         """
-        self._refresh()
+        view = self._view()
+        if text in view.images:
+            return view.images[text]
         digits = text.removeprefix("sha256:")
-        if digits and set(digits) <= _HEX:
-            matches = [image for image in self._images.values() if image.id.startswith(f"sha256:{digits}")]
-            if len(matches) == 1:
-                return matches[0]
-            if len(matches) > 1 and f"docker.io/library/{text}:latest" not in self._names:
-                raise InvalidArgument(f"image id {text!r} is the beginning of {len(matches)} ids")
-            if text.startswith("sha256:") or len(digits) == 64:
-                raise NotFound(f"image {text!r} is not here")
-        name = reference.parse(text)
-        found = self._names.get(str(name))
-        if found is None:
+        hexadecimal = bool(digits) and set(digits) <= _HEX
+        if not (hexadecimal and (text != digits or len(digits) == 64)):
+            found = view.names.get(str(reference.parse(text)))
+            if found is not None:
+                return view.images[found]
+        matches = [each for each in view.images.values() if hexadecimal and each.id.startswith(f"sha256:{digits}")]
+        if len(matches) > 1:
+            raise InvalidArgument(f"image id {text!r} is the beginning of {len(matches)} ids")
+        if not matches:
             raise NotFound(f"image {text!r} is not here")
-        return self._images[found]
+        return matches[0]
 
     def try_find(self, text: str) -> Image | None:
         """Return the image, or None for one that is not here."""
@@ -66,17 +74,17 @@ class Catalogue:
         except NotFound:
             return None
 
-    def _refresh(self) -> None:
-        if self._generation == self._store.generation:
-            return
+    def _view(self) -> _View:
+        if self._latest.generation == self._store.generation:
+            return self._latest
         with self._lock:
             generation = self._store.generation
             images = {image.id: image for image in self._load()}
-            self._messages = {image.id: _message(image) for image in images.values()}
-            self._names = {name: image.id for image in images.values() for name in image.names}
-            self._images = images
-            self._generation = generation
+            names = {name: image.id for image in images.values() for name in image.names}
+            messages = {image.id: _message(image) for image in images.values()}
+            self._latest = view = _View(generation, images, names, messages)
             telemetry.IMAGES.set(len(images))
+        return view
 
     def _load(self) -> Iterable[Image]:
         grouped: dict[str, list[tuple[str, str, str, str, int, bool, str]]] = {}
@@ -106,7 +114,8 @@ def _message(image: Image) -> api_pb2.Image:
         pinned=image.pinned,
     )
     user = image.user.partition(":")[0]
-    if user.isascii() and user.isdigit() and int(user) < 2**31:
+    # Ten digits hold every 32-bit id; Python refuses to read thousands of them.
+    if user.isascii() and user.isdigit() and len(user) <= 10 and int(user) < 2**31:
         made.uid.value = int(user)
     elif user:
         made.username = user

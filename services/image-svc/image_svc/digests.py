@@ -19,7 +19,7 @@ def check(value: object, where: str) -> str:
     """Return a well-formed digest of a known algorithm; InvalidArgument names `where` and the value."""
     match = _DIGEST.fullmatch(value) if isinstance(value, str) else None
     if match is None or len(match[2]) != LENGTHS.get(match[1]):
-        raise InvalidArgument(f"{where}: {value!r} is not a sha256 or sha512 digest")
+        raise InvalidArgument(f"{where}: {str(value)[:200]!r} is not a sha256 or sha512 digest")
     return match[0]
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from concurrent.futures import Future
 
-from bulkhead.errors import BulkheadError, Cancelled, DataLoss
+from bulkhead.errors import BulkheadError, Cancelled, DataLoss, Internal
 from image_svc import digests, telemetry
 from image_svc.ingest import Content, Ingest
 from image_svc.patience import Patience
@@ -50,36 +50,46 @@ class Download(Job[None]):
         self.ingest: Ingest = content.open(wanted.digest, wanted.size)
 
     def run(self) -> None:
-        """Download what is missing, check everything, keep it."""
-        if self._content.has(self.wanted.digest, self.wanted.size):
-            return
-        resumed = self.ingest.have
+        """Download what is missing, check everything, keep it; a blob that was here before is checked only.
+
+        What a disk lost after it had said that it was written would else fail every pull from then on.
+        """
+        resumed, present = self.ingest.have, self.ingest.complete
         found: Future[str] = Future()
         hashing = threading.Thread(target=self._hash, args=(found,), name="hash-blob", daemon=True)
         hashing.start()
         try:
             host = self._fetch(resumed)
             self.ingest.finish()
-            digest = found.result()
-            if digest != self.wanted.digest:
-                self._content.drop_partial(self.wanted.digest)
-                what = f"{self._repository.reference.name}@{self.wanted.digest}"
-                text = f"{what}: {host or 'the partial download'} sent content of digest {digest}"
-                raise CorruptBlob(text, [host] if host else [], resumed=bool(resumed))
-            self.ingest.sync()
-            self._content.keep(self.wanted.digest)
+            self._check(found.result(), host, resumed=bool(resumed))
+            if not present:
+                self.ingest.sync()
+                self._content.keep(self.wanted.digest)
             self._store.add_blob(self.wanted.digest, self.wanted.size)
-        except BulkheadError as error:
-            self.ingest.fail(error)
+        except OSError as error:
+            failure = self._disk_failure(error)
+            self.ingest.fail(failure)
+            raise failure from error
+        except BaseException as error:  # whatever it is, the readers must not wait for ever
+            self.ingest.fail(error if isinstance(error, BulkheadError) else Internal(f"download: {error!r}"))
             if not self.ingest.have:
                 self._content.drop_partial(self.wanted.digest)
             raise
-        except OSError as error:
-            failure = telemetry.disk_failure(f"blob {self.wanted.digest}", error)
-            self.ingest.fail(failure)
-            raise failure from error
         finally:
             hashing.join()
+
+    def _check(self, digest: str, host: str, *, resumed: bool) -> None:
+        """Raise CorruptBlob, after the bytes are gone, if they are not what was wanted."""
+        if digest == self.wanted.digest:
+            return
+        self._content.drop_partial(self.wanted.digest)
+        self._content.remove(self.wanted.digest)
+        what = f"{self._repository.reference.name}@{self.wanted.digest}"
+        text = f"{what}: {host or 'what was here of it'} has content of digest {digest}"
+        raise CorruptBlob(text, [host] if host else [], resumed=resumed)
+
+    def _disk_failure(self, error: OSError) -> BulkheadError:
+        return telemetry.disk_failure(f"{self._repository.reference.name}@{self.wanted.digest}", error)
 
     def release(self) -> None:
         """Close the file."""
@@ -111,7 +121,11 @@ class Download(Job[None]):
 
     def _write(self, part: memoryview) -> None:
         telemetry.PULLED_BYTES.inc(len(part))
-        self.ingest.write(part)
+        try:
+            self.ingest.write(part)
+        except OSError as error:
+            # Told apart here: a connection that breaks raises OSError as well, and is tried again.
+            raise self._disk_failure(error) from error
 
     def _hash(self, found: Future[str]) -> None:
         hasher = digests.hasher(self.wanted.digest)

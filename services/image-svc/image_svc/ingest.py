@@ -35,6 +35,11 @@ class Ingest:
         """Bytes in the file."""
         return self._have
 
+    @property
+    def complete(self) -> bool:
+        """Whether every byte has arrived."""
+        return self._complete
+
     def write(self, part: memoryview) -> None:
         """Append bytes; only the one thread that downloads does."""
         while part:

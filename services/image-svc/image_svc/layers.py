@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import queue
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -61,7 +62,7 @@ class Unpacking(Job[Unpacked]):
         self,
         layer: Layer,
         name: int,
-        open_blob: Callable[[tuple[str, ...]], AbstractContextManager[Source]],
+        open_blob: Callable[[tuple[str, ...]], AbstractContextManager[tuple[Source, bool]]],
         unpacker: Unpacker,
         limits: Limits,
         budget: threading.Semaphore,
@@ -108,14 +109,28 @@ class Unpacking(Job[Unpacked]):
             raise first from second
 
     def _attempt(self, avoid: tuple[str, ...]) -> Unpacked:
-        with self._open_blob(avoid) as source, stage("unpack"):
-            try:
-                return self._stream(source)
-            except BulkheadError:
-                # A blob that is not what its digest says explains whatever went wrong with its contents.
-                self.patience.check()
-                self.patience.wait(source.future)
+        while True:
+            with self._open_blob(avoid) as (source, mine), stage("unpack"):
+                try:
+                    return self._stream(source)
+                except BulkheadError:
+                    self.patience.check()
+                    if not self._another_failed(source, mine=mine):
+                        raise
+
+    def _another_failed(self, source: Source, *, mine: bool) -> bool:
+        """Wait for the end of the download, and raise its failure: that explains whatever went wrong with its contents.
+
+        True if it was another pull's, which may have failed for its credentials or its hosts: ours is to be tried.
+        """
+        try:
+            self.patience.wait(source.future)
+        except BulkheadError as failure:
+            self.patience.check()
+            if mine or isinstance(failure, CorruptBlob):
                 raise
+            return True
+        return False
 
     def _stream(self, source: Source) -> Unpacked:
         began = time.monotonic()
@@ -145,13 +160,25 @@ class Unpacking(Job[Unpacked]):
 
     def _feed(self, source: Source, writer: int, diff: "_Hashing") -> None:
         """Send the tar to the helper; a pipe that breaks means the helper has an answer already."""
+        os.set_blocking(writer, False)
         for block in tar_stream(source.ingest.follow(self.patience), f"layer {self.layer.digest}"):
             self.patience.check()
             diff.update(block)
             try:
-                _write(writer, block)
+                self._write(writer, block)
             except BrokenPipeError:
                 return
+
+    def _write(self, fd: int, block: bytes) -> None:
+        view = memoryview(block)
+        while view:
+            try:
+                view = view[os.write(fd, view) :]
+            except BlockingIOError:
+                self.patience.check()
+                room = select.poll()
+                room.register(fd, select.POLLOUT)
+                room.poll(1000)
 
     def _call(self, reader: int, result: Future[Unpacked]) -> None:
         try:
@@ -187,12 +214,6 @@ class _Hashing:
     def _run(self) -> None:
         for block in iter(self._blocks.get, None):
             self._hasher.update(block)
-
-
-def _write(fd: int, block: bytes) -> None:
-    view = memoryview(block)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _widen(fd: int) -> None:

@@ -48,8 +48,3 @@ class Leases:
             if self._claims[key]:
                 return False
             return act()
-
-    def claimed(self, key: str) -> bool:
-        """Whether somebody relies on it."""
-        with self._lock:
-            return self._claims[key] > 0

@@ -1,6 +1,7 @@
 """Indexes, manifests and image configurations: read strictly enough to act on, with errors that name the field."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ from image_svc.registry.repository import Descriptor
 CONFIG_LIMIT = 8 << 20
 #: Layers of one image: overlayfs stacks 500, and no builder makes more than 127.
 LAYER_LIMIT = 500
+#: Beyond this many bytes JSON's numbers are not exact, and sums no longer fit SQLite's.
+SIZE_LIMIT = 1 << 53
+#: Characters of a configuration's User, which stands in every list of images.
+USER_LIMIT = 256
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,8 @@ def descriptor(value: object, where: str) -> Descriptor:
     if not isinstance(value, dict):
         raise FailedPrecondition(f"{where}: expected a descriptor")
     size, kind = value.get("size"), value.get("mediaType", "")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise FailedPrecondition(f"{where}: size {size!r} is not a number of bytes")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < SIZE_LIMIT:
+        raise FailedPrecondition(f"{where}: size {str(size)[:40]!r} is not a number of bytes")
     if not isinstance(kind, str):
         raise FailedPrecondition(f"{where}: mediaType {kind!r} is not a string")
     try:
@@ -117,9 +122,14 @@ def _platform(value: object) -> Platform | None:
     if not isinstance(value, dict):
         return None
     parts = [value.get(key) or "" for key in ("os", "architecture", "variant")]
-    if not all(isinstance(part, str) for part in parts):
+    if not all(map(_is_word, parts)):
         return Platform("unknown", "unknown")
     return platforms.normalize(*parts)
+
+
+def _is_word(value: object) -> bool:
+    """Tell whether a value may name a part of a platform, and stand in a message."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z._-]{0,32}", value) is not None
 
 
 def parse(tree: dict[str, Any], where: str) -> Manifest:
@@ -155,12 +165,16 @@ def parse_config(data: bytes, manifest: Manifest, host: Platform, where: str) ->
     except InvalidArgument as error:
         raise FailedPrecondition(str(error)) from error
     names = [tree.get(key) or "" for key in ("os", "architecture", "variant")]
-    if not all(isinstance(name, str) for name in names):
-        raise FailedPrecondition(f"{where}: os, architecture and variant are not strings")
+    if not all(map(_is_word, names)):
+        raise FailedPrecondition(f"{where}: os, architecture and variant are not words")
     platform = platforms.normalize(names[0] or host.os, names[1] or host.architecture, names[2])
     inner = tree.get("config")
     user = inner.get("User") if isinstance(inner, dict) else ""
-    return ImageConfig(checked, platform, user if isinstance(user, str) else "")
+    if not isinstance(user, str):
+        user = ""
+    if len(user) > USER_LIMIT or not user.isprintable():
+        raise FailedPrecondition(f"{where}: User of {len(user)} characters is no name that a user can have")
+    return ImageConfig(checked, platform, user)
 
 
 def chain_ids(diff_ids: tuple[str, ...]) -> tuple[str, ...]:

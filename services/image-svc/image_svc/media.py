@@ -45,8 +45,10 @@ def layer_kind(media_type: str, where: str) -> LayerKind:
     if base in _LAYERS:
         return LayerKind(_LAYERS[base], base != media_type)
     if base.startswith(_FOREIGN):
-        raise FailedPrecondition(f"{where}: foreign layers ({media_type}) are not fetched: they lie at other servers")
-    raise FailedPrecondition(f"{where}: unknown layer media type {media_type!r}")
+        raise FailedPrecondition(
+            f"{where}: foreign layers ({media_type[:200]!r}) are not fetched: they lie at other servers"
+        )
+    raise FailedPrecondition(f"{where}: unknown layer media type {media_type[:200]!r}")
 
 
 def check_not_schema_1(media_type: str, version: object, where: str) -> None:

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: Downloads of one pull at once where the configuration sets no limit.
 _UNLIMITED = 64
+#: Layers unpacked at once by all pulls: the helper takes 64 orders at a time, containers' among them.
+_UNPACKINGS = 48
 
 
 class Puller:
@@ -58,7 +60,7 @@ class Puller:
         self._retry = retry or _retry(config)
         self._host = host or platforms.current()
         self._jobs = Jobs()
-        self._budget = threading.Semaphore(max(4 * config.images.max_concurrent_downloads, 8))
+        self._budget = threading.Semaphore(min(max(4 * config.images.max_concurrent_downloads, 8), _UNPACKINGS))
         self._limits = Limits(
             entries=config.bulkhead.unpack_max_entries,
             bytes=config.bulkhead.unpack_max_bytes,
@@ -163,7 +165,7 @@ class Puller:
                 patience.wait(all_done([job.future for job in jobs.values()]))
             except BulkheadError:
                 patience.check()
-                failed = {chain_id for chain_id, job in jobs.items() if job.future.done() and job.future.exception()}
+                failed = {chain_id for chain_id, job in jobs.items() if job.failed}
                 if failed - foreign:
                     raise
                 for chain_id in failed:
@@ -186,16 +188,16 @@ class Puller:
         slots: threading.Semaphore,
         patience: Patience,
         avoid: tuple[str, ...],
-    ) -> Iterator[Download]:
+    ) -> Iterator[tuple[Download, bool]]:
         wanted = Descriptor(layer.digest, layer.size, layer.media_type)
 
         def make() -> Download:
             own = Patience(self._config.bulkhead.pull_timeout, f"download of {layer.digest}")
             return Download(wanted, repository, self._content, self._store, slots, own, avoid)
 
-        with self._jobs.join(("blob", layer.digest), make, patience) as (download, _):
+        with self._jobs.join(("blob", layer.digest), make, patience) as (download, mine):
             assert isinstance(download, Download)
-            yield download
+            yield download, mine
 
     def _commit(self, layers: tuple[Layer, ...], jobs: dict[str, Unpacking]) -> None:
         """Settle the new layers from the base up, make everything durable, then let them count."""

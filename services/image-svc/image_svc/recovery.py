@@ -41,7 +41,9 @@ class Recovery:
         while not self._stopped.is_set():
             try:
                 self.directories()
-            except BulkheadError as error:
+            except Exception as error:  # nothing can be pulled or run until this has succeeded
+                if not isinstance(error, BulkheadError):
+                    logger.exception("clearing away what the last run left failed")
                 self._why = str(error)
                 self._stopped.wait(PERIOD)
             else:

@@ -31,6 +31,11 @@ class Job(Generic[T]):
     def release(self) -> None:
         """Let go of what the job holds; called once, after `run` has ended and nobody wants it any more."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended without a result."""
+        return self.future.done() and self.future.exception() is not None
+
     def execute(self) -> None:
         """Run and settle the future."""
         try:
@@ -58,7 +63,8 @@ class Jobs:
         """Yield the job under that key and whether it was started here; started with `make` if there is none.
 
         At the end of the block the last one to leave calls off a job that is not done. A job that was called off and
-        has not ended yet is waited for, so that two of one key never run at once.
+        has not ended yet is waited for, so that two of one key never run at once. One that failed is not joined but
+        replaced, though others may not have left it yet.
         """
         job, mine = self._enter(key, make, patience)
         try:
@@ -70,7 +76,7 @@ class Jobs:
         while True:
             with self._lock:
                 job: Job[R] | None = self._jobs.get(key)  # type: ignore[assignment] # one kind of job a key
-                if job is None:
+                if job is None or job.failed:
                     job = make()
                     job._interest = 1
                     self._jobs[key] = job  # type: ignore[assignment]

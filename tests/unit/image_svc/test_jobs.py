@@ -108,3 +108,17 @@ def test_patience_ends() -> None:
     taken = threading.Semaphore(0)
     with pytest.raises(DeadlineExceeded):
         patience(0.05).acquire(taken)
+
+
+def test_failed_job_is_replaced() -> None:
+    """A job that failed is not joined by the next who wants its key, though its first user still holds it."""
+    jobs, gate = Jobs(), threading.Event()
+    gate.set()
+    wait = patience()
+    with jobs.join("k", lambda: Count(gate, [], NotFound("x")), wait) as (first, _):
+        with pytest.raises(NotFound):
+            wait.wait(first.future)
+        with jobs.join("k", lambda: Count(gate, []), wait) as (second, mine):
+            assert mine
+            assert wait.wait(second.future) == 1
+    assert jobs.keys() == set()

@@ -255,3 +255,25 @@ def test_waiting_for_the_helper(node: Node) -> None:
 
     node.recovery.run()
     node.recovery.wait(Patience(0.1, "pull"))
+
+
+def test_name_comes_before_a_prefix(node: Node) -> None:
+    """An image named like the beginning of another's id is found by its name."""
+    images = [new_image(n, f"q.io/x:{n}") for n in range(3)]
+    name = images[0].id.removeprefix("sha256:")[:4]
+    images[1] = new_image(1, f"docker.io/library/{name}:latest")
+    for each in images:
+        node.store.add_image(each)
+    catalogue = Catalogue(node.store, ())
+
+    assert catalogue.find(name).id == images[1].id
+    assert catalogue.find(f"sha256:{name}").id == images[0].id
+    assert catalogue.find(images[0].id.removeprefix("sha256:")[:5]).id == images[0].id
+
+
+def test_sha512_id(node: Node) -> None:
+    """An image whose configuration is named by sha512 is found by its id."""
+    changed = replace(new_image(1, "q.io/x:1"), id="sha512:" + "a" * 128)
+    node.store.add_image(changed)
+
+    assert Catalogue(node.store, ()).find(changed.id).id == changed.id

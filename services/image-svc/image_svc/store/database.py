@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from bulkhead.errors import ResourceExhausted
 from image_svc.store.model import Layer, NewImage, NewLayer, Snapshot, StoredLayer
 from image_svc.store.schema import open_database
 
@@ -32,6 +33,7 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._connection = open_database(str(path))
         self._lock = threading.RLock()
         self.generation = 0
@@ -43,14 +45,19 @@ class Store:
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
+        """Yield a transaction, committed at the end; ResourceExhausted for a full disk, with nothing changed."""
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
+                self._connection.execute("COMMIT")
+            except BaseException as error:
+                # SQLite has rolled some failures back by itself; a COMMIT that failed has not.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                    raise ResourceExhausted(f"{self._path}: {error}") from error
                 raise
-            self._connection.execute("COMMIT")
 
     def _read(self, statement: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
         with self._lock:
@@ -136,15 +143,6 @@ class Store:
             (manifest,),
         )
         return [Layer(str(a), str(b), int(str(c)), str(d), str(e), json.loads(str(f))) for a, b, c, d, e, f in rows]
-
-    def manifest_of(self, target: str) -> tuple[str, str] | None:
-        """Return manifest and image id that an index or manifest digest once resolved to here, if still known."""
-        rows = self._read(
-            "SELECT m.digest, m.image_id FROM manifests m LEFT JOIN names n ON n.manifest = m.digest"
-            " WHERE n.target = ?1 OR m.digest = ?1 LIMIT 1",
-            (target,),
-        )
-        return (str(rows[0][0]), str(rows[0][1])) if rows else None
 
     # Layers
 

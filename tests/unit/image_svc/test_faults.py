@@ -1,0 +1,189 @@
+"""What goes wrong on this side of the network: full and rotten disks, a helper that stands still, others' failures."""
+
+import errno
+import json
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bulkhead.errors import Cancelled, FailedPrecondition, Internal, ResourceExhausted
+from image_svc.ingest import Ingest
+from image_svc.layers import Unpacking
+from image_svc.patience import Patience
+from image_svc.registry.repository import Repository
+from image_svc.store import Store
+from support.fake_registry import FakeRegistry, Handler
+from support.image_node import Node
+from support.images import Image, digest
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every write of a blob fail for lack of space."""
+
+    def refuse(self: Ingest, part: memoryview) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Ingest, "write", refuse)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_full_disk_is_not_the_registrys_fault(node: Node, registry: FakeRegistry, image: Image) -> None:
+    """A download that finds the disk full says so at once, with the reference, and is not tried again."""
+    registry.push("app", "1", image)
+    blob = digest(image.blobs()[1][0])
+
+    with pytest.raises(ResourceExhausted, match=rf"{registry.address}/app@sha256:.*No space left") as caught:
+        node.pull(f"{registry.address}/app:1")
+    assert "RegistryUnavailable" not in str(caught.value)
+    assert len(registry.asked(blob)) <= 1
+
+
+def test_unexpected_failure_ends_the_download(
+    node: Node, registry: FakeRegistry, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody foresaw ends the pull, and no thread waits for bytes that will not come."""
+    registry.push("app", "1", image)
+
+    def fail(self: Repository, *_: object, **__: object) -> str:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(Repository, "download", fail)
+
+    with pytest.raises(Internal, match="unforeseen"):
+        node.pull(f"{registry.address}/app:1")
+    deadline = time.monotonic() + 3.0
+    while any(thread.name == "hash-blob" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_rotten_blob_is_fetched_anew(node: Node, registry: FakeRegistry, image: Image) -> None:
+    """A finished blob that the disk has spoiled costs a download, not every pull from then on."""
+    registry.push("app", "1", image)
+    blob = image.blobs()[1][0]
+    node.content.store(digest(blob), blob[:-1] + bytes([blob[-1] ^ 1]))
+
+    node.pull(f"{registry.address}/app:1")
+
+    assert node.content.read(digest(blob)) == blob
+    assert len(registry.asked(digest(blob))) == 1
+
+
+def test_failure_of_another_pulls_download(node: Node, registry: FakeRegistry, image: Image) -> None:
+    """A blob that another repository's pull could not get is fetched from our own repository."""
+    registry.push("good", "1", Image([image.layers[1], image.layers[0]]))
+    registry.push("bad", "1", image)
+    blob = digest(image.blobs()[1][1])
+    begun, gate = threading.Event(), threading.Event()
+
+    def refuse(handler: Handler) -> bool:
+        begun.set()
+        gate.wait(5)
+        return handler.reply(403)
+
+    registry.on(f"/bad/blobs/{blob}", refuse)
+    results: list[object] = []
+
+    def pull(name: str) -> None:
+        try:
+            results.append(node.pull(f"{registry.address}/{name}:1"))
+        except Exception as error:
+            results.append(type(error).__name__)
+
+    first = threading.Thread(target=pull, args=("bad",))
+    first.start()
+    assert begun.wait(5)
+    second = threading.Thread(target=pull, args=("good",))
+    second.start()
+    time.sleep(0.3)
+    gate.set()
+    first.join(5)
+    second.join(5)
+
+    assert "PermissionDenied" in results
+    assert digest(Image([image.layers[1], image.layers[0]]).blobs()[0]) in results
+
+
+def test_helper_that_stands_still(tmp_path: Path) -> None:
+    """A helper that reads nothing does not hold the thread that feeds it once the layer is called off."""
+    job = object.__new__(Unpacking)
+    job.patience = Patience(30.0, "layer")
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Timer(0.1, job.patience.cancel).start()
+    began = time.monotonic()
+
+    with pytest.raises(Cancelled):
+        job._write(writer, bytes(1 << 22))
+
+    assert time.monotonic() - began < 5.0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_store_goes_on_after_a_failed_commit(tmp_path: Path) -> None:
+    """A commit that finds the disk full changes nothing, says so, and leaves a store that works."""
+    store = Store(tmp_path / "images.db")
+    store._connection.execute("PRAGMA max_page_count = 30")
+
+    with pytest.raises(ResourceExhausted, match=r"images\.db"):
+        store.add_blobs([(f"sha256:{n:064x}", 1) for n in range(10_000)])
+
+    assert store.blobs() == set()
+    store.add_blob("sha256:" + "0" * 64, 1)
+    assert len(store.blobs()) == 1
+    store.close()
+
+
+def test_deferred_failure_of_a_commit(tmp_path: Path) -> None:
+    """A transaction that fails at its very end is rolled back, and the next one works."""
+    store = Store(tmp_path / "images.db")
+
+    def change() -> None:
+        with store._change() as db:
+            db.execute("PRAGMA defer_foreign_keys = ON")
+            db.execute("INSERT INTO names VALUES ('n', 'nowhere', 't')")
+
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+        change()
+
+    store.add_blob("sha256:" + "0" * 64, 1)
+    assert len(store.blobs()) == 1
+    store.close()
+
+
+@pytest.mark.parametrize("user", ["9" * 5000, "x" * 1_000_000, "a\nb", "\ud800"])
+def test_user_of_nonsense(node: Node, registry: FakeRegistry, image: Image, user: str) -> None:
+    """An image whose user no list could show is refused, and the list goes on to work."""
+    registry.push("app", "1", Image(image.layers, {"User": user}))
+
+    with pytest.raises(FailedPrecondition, match="User of"):
+        node.pull(f"{registry.address}/app:1")
+    assert node.catalogue.messages() == []
+
+
+def test_long_number_as_user(node: Node, registry: FakeRegistry, image: Image) -> None:
+    """A number too large for a user id is listed as a name."""
+    registry.push("app", "1", Image(image.layers, {"User": "9" * 200}))
+
+    node.pull(f"{registry.address}/app:1")
+
+    (listed,) = node.catalogue.messages()
+    assert listed.username == "9" * 200
+
+
+@pytest.mark.parametrize("size", [1 << 63, 10**30])
+def test_size_beyond_reason(node: Node, registry: FakeRegistry, image: Image, size: int) -> None:
+    """A size that no sum could hold is refused by name."""
+    registry.push("app", "1", image)
+    body = json.loads(image.manifest())
+    body["layers"][0]["size"] = size
+    registry.push_manifest("app", "1", body, body["mediaType"])
+
+    with pytest.raises(FailedPrecondition, match="is not a number of bytes"):
+        node.pull(f"{registry.address}/app:1")
