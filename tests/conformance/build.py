@@ -24,6 +24,7 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
         "crictl": ("sigs.k8s.io/cri-tools/cmd/crictl", ""),
         "critest": ("sigs.k8s.io/cri-tools/cmd/critest", ""),
     },
+    "runc": {"runc": ("github.com/opencontainers/runc", "seccomp")},
     "containerd": {
         # The tags leave out what the comparison never touches; they halve the time of the build.
         "containerd": (
@@ -36,6 +37,8 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
 
 #: Binaries that are a package's tests, which `go test -c` compiles.
 TESTS = {"critest"}
+#: Binaries with parts in C: runc enters namespaces and builds its filters in it (gcc and libseccomp-dev).
+CGO = {"runc"}
 
 #: Seconds for one binary on a slow machine with a cold build cache.
 TIMEOUT = 1800
@@ -58,7 +61,8 @@ def build(name: str) -> dict[str, Path]:
             return wanted
         for binary, (package, tags) in PACKAGES[name].items():
             verb = ["test", "-c"] if binary in TESTS else ["build"]
-            _go([*verb, "-trimpath", "-ldflags=-s -w", "-tags", tags, "-o", str(wanted[binary]), package], module)
+            command = [*verb, "-trimpath", "-ldflags=-s -w", "-tags", tags, "-o", str(wanted[binary]), package]
+            _go(command, module, cgo=binary in CGO)
         stamp.write_text(digest)
     return wanted
 
@@ -72,8 +76,8 @@ def _digest(name: str) -> str:
     return hashed.hexdigest()
 
 
-def _go(arguments: list[str], directory: Path) -> None:
-    environment = os.environ | {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0"}
+def _go(arguments: list[str], directory: Path, *, cgo: bool) -> None:
+    environment = os.environ | {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": str(int(cgo))}
     subprocess.run([_compiler(), *arguments], cwd=directory, env=environment, check=True, timeout=TIMEOUT)
 
 

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from conformance import images
-from conformance.build import build
+from conformance.build import BIN, build
 from conformance.report import Report
 from conformance.suite import Suite
 from support.leaks import Host
@@ -31,7 +31,8 @@ from support.stack import SERVICES, Stack
 
 CLONE_NEWIPC, CLONE_NEWNET = 0x08000000, 0x40000000
 MIRRORED = ("registry.k8s.io", "k8s.gcr.io", "gcr.io")
-BINARY = {"runc": "/usr/sbin/runc", "crun": "/usr/bin/crun"}
+#: Debian's runtimes, and a current runc, which maps the ids of mounts.
+BINARY = {"runc": "/usr/sbin/runc", "crun": "/usr/bin/crun", "runc-1.5": str(BIN / "runc" / "runc")}
 WEBSOCKET = ("-websocket-exec", "-websocket-attach", "-websocket-portforward")
 KILLABLE = (*SERVICES, "image-svc-unpack", "bulkhead-shim-zygote")
 
@@ -39,7 +40,7 @@ KILLABLE = (*SERVICES, "image-svc-unpack", "bulkhead-shim-zygote")
 def main(arguments: list[str] | None = None) -> int:
     """Run the suite with each runtime and return the exit status."""
     parser = argparse.ArgumentParser(description="Run critest against a stack of its own.")
-    parser.add_argument("--runtime", action="append", choices=sorted(BINARY), help="default: both, one after the other")
+    parser.add_argument("--runtime", action="append", choices=sorted(BINARY), help="default: all, one after the other")
     parser.add_argument("--focus", action="append", default=[], metavar="REGEX", help="only specs whose text matches")
     parser.add_argument("--websocket", action="store_true", help="streams over WebSocket instead of SPDY")
     parser.add_argument("--kill", choices=KILLABLE, help="kill -9 this service before each spec")
@@ -49,14 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("the suite starts real containers: run it as root")
     # What is fetched is fetched before the network is left.
     images.fetch()
+    runtimes = options.runtime or list(BINARY)
     build("cri-tools")
+    build("runc")
     _own_namespaces()
     good = True
     with tempfile.TemporaryDirectory(prefix="bhconf") as scratch, registry(Path(scratch) / "registry") as address:
         digests = images.push_all(address)
         keep = options.keep or Path(scratch)
         keep.mkdir(parents=True, exist_ok=True)
-        for runtime in options.runtime or ["runc", "crun"]:
+        for runtime in runtimes:
             plan = Plan(runtime, options.focus, options.websocket, options.kill or "")
             good &= run(plan, address, digests[f"{images.DIGEST_REPOSITORY}:latest"], keep)
     return 0 if good else 1
@@ -83,7 +86,7 @@ class Plan:
 
 def run(plan: Plan, address: str, digest: str, keep: Path) -> bool:
     """Run the suite once, print what came of it, and return whether all was as it should be."""
-    stack = Stack(address, default=plan.runtime, pause=images.SANDBOX_IMAGE)
+    stack = Stack(address, default=plan.runtime, pause=images.SANDBOX_IMAGE, more=_handler(plan.runtime))
     mark = str(stack.directory)
     before, began = Host.look(mark), time.monotonic()
     log = keep / f"{plan.runtime}.log"
@@ -103,6 +106,14 @@ def run(plan: Plan, address: str, digest: str, keep: Path) -> bool:
     for kind, items in left.items():
         print(f"LEFT BEHIND {kind}: {', '.join(items)}")
     return report.good and not left
+
+
+def _handler(runtime: str) -> str:
+    """Return the configuration of a runtime that every stack has not already."""
+    if runtime in ("runc", "crun"):
+        return ""
+    table = f"plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'{runtime}'.options"
+    return f'[{table}]\nBinaryName = "{BINARY[runtime]}"\n'
 
 
 def _kill(stack: Stack, service: str) -> None:

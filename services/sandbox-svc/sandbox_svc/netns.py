@@ -63,6 +63,14 @@ def create_owned(path: Path, uids: Sequence[IdMapping], gids: Sequence[IdMapping
         run_in(path, loopback_up)
 
 
+def create_user(userns: Path, uids: Sequence[IdMapping], gids: Sequence[IdMapping]) -> None:
+    """Make a user namespace and pin it, for a pod on the node's network."""
+    with _pin(userns), _unshared_child() as pid:
+        Path(f"/proc/{pid}/uid_map").write_text(_map_lines(uids))
+        Path(f"/proc/{pid}/gid_map").write_text(_map_lines(gids))
+        linux.mount(f"/proc/{pid}/ns/user", userns, None, linux.MS_BIND)
+
+
 def remove(path: Path) -> None:
     """Unpin a namespace: unmount lazily and unlink; one that is gone already is fine.
 

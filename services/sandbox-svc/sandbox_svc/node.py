@@ -7,7 +7,7 @@ from pathlib import Path
 from bulkhead import paths
 from bulkhead.config.model import Config
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import cgroup
+from sandbox_svc import cgroup, usermap
 from sandbox_svc.background import Background
 from sandbox_svc.cni import Manager
 from sandbox_svc.happenings import Happenings
@@ -15,7 +15,7 @@ from sandbox_svc.images import Images
 from sandbox_svc.ledger import Ledger
 from sandbox_svc.oci.model import HostFacts
 from sandbox_svc.reserve import Names
-from sandbox_svc.runtimes import Runtimes
+from sandbox_svc.runtimes import Resolved, Runtimes
 from sandbox_svc.stats import Collector, ContainerSource, PodSource
 from sandbox_svc.store.database import Database
 from sandbox_svc.store.entities import Container, Pod
@@ -111,6 +111,18 @@ class Node:
     def pod_directory(self, ident: str) -> Path:
         """Return where a pod's files are: hostname, hosts, resolv.conf."""
         return self.config.root / "sandboxes" / ident
+
+    def user_namespaces(self, runtime: Resolved) -> bool:
+        """Whether pods of a handler may have user namespaces: our shim, a runtime and a file system that map ids."""
+        return runtime.ours and runtime.facts.id_mapped_mounts and usermap.supported(self.config.root)
+
+    def users(self, pod: Pod) -> usermap.UserMap | None:
+        """Return the ids of a pod with a user namespace."""
+        return usermap.of_pod(pod.record.config, self.config.state / "userns" / pod.id)
+
+    def id_stage(self, ident: str) -> Path:
+        """Return where a container's layers are mapped while its rootfs is mounted."""
+        return self.config.state / "idmapped" / ident
 
     def shm(self, ident: str) -> Path:
         """Return where a pod's /dev/shm is mounted."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from bulkhead import metrics
 from bulkhead.errors import BulkheadError, NotFound, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import cgroup, process, reserve, undo, watch
+from sandbox_svc import cgroup, past_shim, process, reserve, trees, undo, watch
 from sandbox_svc.node import Node
 from sandbox_svc.rpc import remove_container, remove_pod_sandbox
 from sandbox_svc.store.entities import Container, Pod
@@ -26,12 +26,11 @@ logger = logging.getLogger(__name__)
 #: Seconds a living shim is given to take a connection before its pod is left unsettled for the next try.
 CONNECT_PATIENCE = 10.0
 RETRY_PERIOD = 15.0
-#: What a container killed along with its dead shim exits with: 128 + SIGKILL.
-KILLED = 137
 
 
 def load(node: Node) -> None:
     """Fill the read model from disk, marking as uncertain what is not seen to run; fast, and done before serving."""
+    trees.remove(node.config.state / "idmapped")
     pods, containers = node.database.load()
     for record in pods:
         pod = Pod(record, node.database)
@@ -223,8 +222,6 @@ def _shim_is_dead(node: Node, pod: Pod) -> None:
         lived = process.alive(record.process)
         if record.cgroup and not cgroup.kill(record.cgroup):
             logger.error("%s: processes of cgroup %s survive SIGKILL", entity.id, record.cgroup)
-        written = watch.left_behind(node.bundle(entity.id))
-        outcome = written or (Exit(KILLED, time.time_ns()) if lived else watch.LOST)
-        node.watcher.finish(entity, outcome)
+        node.watcher.finish(entity, past_shim.outcome(node.bundle(entity.id), lived=lived))
     if pod.link is not None:
         pod.link.close()

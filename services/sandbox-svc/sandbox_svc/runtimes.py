@@ -1,10 +1,12 @@
 """Runtime handlers: what a RuntimeClass's name stands for on this node, and what its binary can do."""
 
+import json
 import logging
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -43,8 +45,8 @@ class Resolved:
         """Whether containers' cgroups are made through systemd."""
         return bool(self.handler.options.get("SystemdCgroup", False))
 
-    def options(self) -> Message | None:
-        """Return the runtime options as the shim's Create takes them."""
+    def options(self, owner: tuple[int, int] | None = None) -> Message | None:
+        """Return the runtime options as the shim's Create takes them; `owner` (uid, gid) is who gets the streams."""
         given = self.handler.options
         if self.handler.runtime_type != RUNC_TYPE:
             if not given:
@@ -58,8 +60,8 @@ class Resolved:
             no_pivot_root=bool(given.get("NoPivotRoot", False)),
             no_new_keyring=bool(given.get("NoNewKeyring", False)),
             shim_cgroup=str(given.get("ShimCgroup", "")),
-            io_uid=int(given.get("IoUid", 0)),
-            io_gid=int(given.get("IoGid", 0)),
+            io_uid=owner[0] if owner else int(given.get("IoUid", 0)),
+            io_gid=owner[1] if owner else int(given.get("IoGid", 0)),
             binary_name=self.binary,
             root=self.root,
             systemd_cgroup=self.systemd_cgroup,
@@ -117,7 +119,7 @@ class Runtimes:
 
 
 def facts(binary: str) -> RuntimeFacts:
-    """Return what an OCI runtime can do, from its version: crun has a `features` command only since 1.9."""
+    """Return what an OCI runtime can do: what it says itself, and where it has no command for that, by its version."""
     try:
         text = command.run([binary, "--version"], timeout=10).stdout.decode(errors="replace")
     except BulkheadError as error:
@@ -127,17 +129,22 @@ def facts(binary: str) -> RuntimeFacts:
     if found is None:
         return RuntimeFacts(name="")
     name, version = found[1], (int(found[2]), int(found[3]))
-    if name == "crun":
-        return RuntimeFacts(
-            name="crun",
-            oci_version="1.0.2",
-            recursive_read_only=version >= (1, 8),
-            id_mapped_mounts=version >= (1, 5),
-            seccomp_bpf_annotation=True,
-        )
+    told = _features(binary)
+    idmap = ((told.get("linux") or {}).get("mountExtensions") or {}).get("idmap") or {}
+    # crun has the command since 1.9, runc since 1.1; crun's older releases mount recursively read-only since 1.8.
     return RuntimeFacts(
-        name="runc",
+        name=name,
         oci_version="1.0.2",
-        recursive_read_only=version >= (1, 1),
-        id_mapped_mounts=version >= (1, 2),
+        recursive_read_only="rro" in told.get("mountOptions", ()) if told else name == "crun" and version >= (1, 8),
+        id_mapped_mounts=bool(idmap.get("enabled")),
+        seccomp_bpf_annotation=name == "crun",
     )
+
+
+def _features(binary: str) -> dict[str, Any]:
+    """Return what a runtime's `features` prints (features.md of the runtime specification); {} without the command."""
+    try:
+        told = json.loads(command.run([binary, "features"], timeout=10).stdout)
+    except (BulkheadError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}

@@ -80,6 +80,8 @@ def user_namespace(options: cri.NamespaceOption, where: str) -> bool:
             raise InvalidArgument(f"{where}.userns_options.{name}: want one mapping, got {len(mappings)}")
         if mappings and mappings[0].length < 1:
             raise InvalidArgument(f"{where}.userns_options.{name}: a mapping of length 0")
+        if mappings and mappings[0].container_id != 0:
+            raise InvalidArgument(f"{where}.userns_options.{name}: container_id 0 is not mapped")
     if mode == NODE:
         if uids or gids:
             raise InvalidArgument(f"{where}.userns_options: mode NODE takes no mappings")

@@ -1,17 +1,25 @@
 """OCI bundles on disk: config.json and the empty rootfs the shim mounts on."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bulkhead.proto import images_pb2
 from sandbox_svc.oci.model import Json
+from sandbox_svc.usermap import UserMap
 
 
-def write(place: Path, spec: Json) -> Path:
-    """Make a bundle and return its directory; root's alone, for a spec may carry secrets in its environment."""
+def write(place: Path, spec: Json, users: UserMap | None = None) -> Path:
+    """Make a bundle and return its directory; root's alone, for a spec may carry secrets in its environment.
+
+    In a user namespace the container's root, another user of the node, must reach its rootfs through the directory.
+    """
     place.mkdir(parents=True, mode=0o700)
+    if users is not None:
+        os.chown(place, -1, users.root[1])
+        place.chmod(0o710)
     (place / "rootfs").mkdir(mode=0o755)
     config = place / "config.json"
     config.touch(mode=0o600)

@@ -115,7 +115,7 @@ class _Creation:
             spec = container_spec(request)
         self.step = "writing the bundle"
         self._log_directory()
-        place = bundle.write(node.bundle(ident), spec)
+        place = bundle.write(node.bundle(ident), spec, node.users(pod))
         bundle.write_mounts(place, prepared.mounts)
         pod.require_ready()
         container.update(phase=Phase.PRESENT, **self._facts(image, prepared, spec))

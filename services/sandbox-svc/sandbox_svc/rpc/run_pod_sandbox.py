@@ -9,13 +9,14 @@ import re
 import secrets
 import time
 from concurrent.futures import Future
+from pathlib import Path
 
 import grpc
 
 from bulkhead import metrics
 from bulkhead.errors import AlreadyExists, BulkheadError, DeadlineExceeded, Internal, InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import netns, pod_files, process, reserve, undo, validate
+from sandbox_svc import netns, pod_files, process, reserve, undo, usermap, validate
 from sandbox_svc.cni import AddResult, Attachment
 from sandbox_svc.cni.capabilities import attachment
 from sandbox_svc.node import Node
@@ -44,7 +45,11 @@ def run_pod_sandbox(
     config = request.config
     validate.pod(config)
     runtime = node.runtimes.resolve(request.runtime_handler)
-    _refuse_user_namespace(config)
+    if usermap.of_pod(config, Path()) and not node.user_namespaces(runtime):
+        raise InvalidArgument(
+            "config.linux.security_context.namespace_options.userns_options.mode is POD, expected NODE: "
+            f"runtime handler {runtime.name!r} supports no user namespaces (Status, runtime_handlers.features)"
+        )
     name = reserve.pod_name(config.metadata)
     ident = secrets.token_hex(32)
     outcome, first = node.pod_names.begin(
@@ -56,15 +61,6 @@ def run_pod_sandbox(
     if not first:
         _must_be_ready(node, found, name)
     return cri.RunPodSandboxResponse(pod_sandbox_id=found)
-
-
-def _refuse_user_namespace(config: cri.PodSandboxConfig) -> None:
-    options = config.linux.security_context.namespace_options
-    if options.HasField("userns_options") and options.userns_options.mode == cri.POD:
-        raise InvalidArgument(
-            "config.linux.security_context.namespace_options.userns_options.mode is POD, expected NODE: "
-            "no handler of this node supports user namespaces (Status, runtime_handlers.features)"
-        )
 
 
 def wait_for(outcome: "Future[str]", context: grpc.ServicerContext, what: str) -> str:
@@ -120,6 +116,7 @@ class _Creation:
         self._runtime = runtime
         self._config = pod.record.config
         self._networked = not pod_files.host_network(self._config)
+        self._users = node.users(pod)
         self.step = "preparing"
 
     def run(self) -> None:
@@ -131,10 +128,9 @@ class _Creation:
         plan = network.plan(attached) if self._networked else AddResult()
         pod.update(self._intents(attached, plan), netns=str(where) if self._networked else "")
         node.model.add_pod(pod)
-        self.step = "making the network namespace"
-        if self._networked:
-            with metrics.stage("netns"):
-                netns.create(where)
+        self.step = "making the pod's namespaces"
+        with metrics.stage("netns"):
+            self._make_namespaces(where)
         adding = node.background.part(self._attach, attached, plan) if self._networked else None
         try:
             if adding is not None and any(_INTERFACE_SYSCTL.match(s) for s in self._config.linux.sysctls):
@@ -144,6 +140,16 @@ class _Creation:
             added = self._joined(adding)
         self.step = "starting the pause container"
         self._start(added)
+
+    def _make_namespaces(self, where: Path) -> None:
+        users = self._users
+        if users is None:
+            if self._networked:
+                netns.create(where)
+        elif self._networked:
+            netns.create_owned(where, users.uids, users.gids, users.pin)
+        else:
+            netns.create_user(users.pin, users.uids, users.gids)
 
     def _joined(self, adding: "Future[AddResult] | None") -> AddResult:
         """Wait for CNI ADD; if the other half has failed already, its error is the one to report."""
@@ -157,6 +163,8 @@ class _Creation:
     def _intents(self, attached: Attachment, plan: AddResult) -> tuple[Entry, ...]:
         node, ident = self._node, self._pod.id
         entries = [undo.directory(node.pod_directory(ident))]
+        if self._users is not None:
+            entries.append(undo.pinned_netns(self._users.pin))
         if self._networked:
             entries += [undo.pinned_netns(node.netns(ident)), undo.network(self._runtime.name, attached, plan)]
         if not pod_files.host_ipc(self._config):
@@ -199,16 +207,19 @@ class _Creation:
                 netns_path=pod.record.netns,
                 files=files,
                 users=rootfs_users(prepared.mounts),
+                userns_path=str(self._users.pin) if self._users else "",
             )
         )
-        place = bundle.write(node.bundle(ident), spec)
+        place = bundle.write(node.bundle(ident), spec, self._users)
         self.step = "starting the shim"
         pod.link = start_shim(node, pod, self._runtime, place)
         cgroups_path = str(spec["linux"].get("cgroupsPath", ""))
         node.database.intend(ident, [undo.task(ident, pod.link.binding, cgroups_path)])
         self.step = "creating the pause container"
         with metrics.stage("task_create"):
-            pod.link.create(ident, str(place), prepared.mounts, options=self._runtime.options())
+            owner = self._users.root if self._users else None
+            with usermap.mapped(prepared.mounts, self._users, node.id_stage(ident)) as mounts:
+                pod.link.create(ident, str(place), mounts, options=self._runtime.options(owner))
         self._image_id = image.id
         self._cgroup = cgroups_path
         self._label = str(spec["process"].get("selinuxLabel", ""))

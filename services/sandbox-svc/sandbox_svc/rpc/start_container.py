@@ -8,7 +8,7 @@ import grpc
 from bulkhead import metrics
 from bulkhead.errors import FailedPrecondition
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import process, undo
+from sandbox_svc import process, undo, usermap
 from sandbox_svc.node import Node
 from sandbox_svc.rpc import bundle
 from sandbox_svc.store.entities import Container
@@ -55,16 +55,18 @@ def _start(node: Node, container: Container, link: Link) -> None:
     node.database.intend(ident, [undo.task(ident, link.binding, record.cgroup)])
     start_again(node, link, ident, place, runtime)
     names = stdio.names(record, node.config.runtime.max_container_log_line_size)
-    with metrics.stage("task_create"):
+    users = node.users(container.pod)
+    mapped = usermap.mapped(bundle.read_mounts(place), users, node.id_stage(ident))
+    with metrics.stage("task_create"), mapped as mounts:
         link.create(
             ident,
             str(place),
-            bundle.read_mounts(place),
+            mounts,
             stdin=names.stdin,
             stdout=names.stdout,
             stderr=names.stderr,
             terminal=record.config.tty,
-            options=runtime.options(),
+            options=runtime.options(users.root if users else None),
         )
     # Taken before: the process may have ended by the time that Start is answered.
     now = time.time_ns()

@@ -41,7 +41,7 @@ def _handlers(node: Node) -> list[cri.RuntimeHandler]:
             name=name,
             features=cri.RuntimeHandlerFeatures(
                 recursive_read_only_mounts=node.runtimes.resolve(name).facts.recursive_read_only,
-                user_namespaces=False,
+                user_namespaces=node.user_namespaces(node.runtimes.resolve(name)),
             ),
         )
         for name in ["", *node.runtimes.names()]
