@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,117 +11,19 @@ from typing import Any
 import pytest
 
 from bulkhead.config.model import Config
-from bulkhead.errors import Cancelled, FailedPrecondition, NotFound, Unavailable
+from bulkhead.errors import Cancelled, FailedPrecondition, Unavailable
 from bulkhead.proto import shim_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import cgroup, process, recovery, trees, undo
+from sandbox_svc import cgroup, recovery, trees, undo
 from sandbox_svc.background import Background
 from sandbox_svc.cni import AddResult, Attachment
 from sandbox_svc.ledger import Ledger
 from sandbox_svc.rpc import stop_container
-from sandbox_svc.store.database import Database, Entry
-from sandbox_svc.store.entities import Container, Pod
+from sandbox_svc.store.database import Database
 from sandbox_svc.store.model import Model
-from sandbox_svc.store.records import ContainerRecord, Exit, Phase, Process, SandboxRecord, ShimBinding
+from sandbox_svc.store.records import Exit, SandboxRecord
 from sandbox_svc.undo import Undoer
-from sandbox_svc.watch import Watcher
-
-
-class FakeLink:
-    """A shim that keeps `calls`, and what each container's State would say."""
-
-    RUNNING = 2
-
-    def __init__(self, binding: ShimBinding) -> None:
-        self.binding = binding
-        self.ours = True
-        self.calls: list[tuple[Any, ...]] = []
-        self.exits: dict[str, Exit] = {}
-        self.unknown: set[str] = set()
-        self.reported: list[shim_pb2.Exit] = []
-        self.on_kill: Any = lambda ident, number: None
-        self.refuse: Exception | None = None
-
-    def connect(self) -> None:
-        if self.refuse:
-            raise self.refuse
-
-    def close(self) -> None:
-        self.calls.append(("close",))
-
-    def kill(self, ident: str, number: int, *, all: bool = False) -> bool:
-        self.calls.append(("kill", ident[:1], number))
-        if self.refuse:
-            raise self.refuse
-        self.on_kill(ident, number)
-        return True
-
-    def wait(self, ident: str) -> "Future[Any]":
-        self.calls.append(("wait", ident[:1]))
-        return Future()
-
-    def delete(self, ident: str) -> None:
-        self.calls.append(("delete", ident[:1]))
-
-    def exited(self, ident: str) -> Exit | None:
-        if ident in self.unknown:
-            raise NotFound(ident)
-        return self.exits.get(ident)
-
-    def state(self, ident: str) -> Any:
-        return SimpleNamespace(status=self.RUNNING, pid=process_of_ours().pid)
-
-    def shutdown(self, ident: str) -> None:
-        self.calls.append(("shutdown",))
-
-    def ours_call(self, method: str, *_: object) -> shim_pb2.ExitsResponse:
-        self.calls.append((method,))
-        return shim_pb2.ExitsResponse(exits=self.reported)
-
-
-def process_of_ours() -> Process:
-    import os
-
-    found = process.identify(os.getpid())
-    assert found is not None
-    return found
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A pod with one running container, a recording shim, and a ledger that notes what it undoes."""
-    monkeypatch.setattr(cgroup, "kill", lambda path, timeout=10.0: True)
-    database = Database(tmp_path / "db")
-    background = Background()
-    undone: list[tuple[str, str]] = []
-    ledger = Ledger(
-        database, dict.fromkeys(("task", "cni"), lambda entry: undone.append((entry.owner[:1], entry.kind)))
-    )
-    model = Model()
-    binding = ShimBinding("/s/task", process=process_of_ours())
-    pod_record = SandboxRecord(
-        "p" * 64, cri.PodSandboxConfig(), "runc", "", 1, Phase.PRESENT, 2, shim=binding, process=process_of_ours()
-    )
-    pod = Pod(pod_record, database)
-    link = FakeLink(binding)
-    pod.link = link  # type: ignore[assignment] # the recording stand-in
-    record = ContainerRecord("c" * 64, "p" * 64, cri.ContainerConfig(), 3, Phase.PRESENT, 4, process=process_of_ours())
-    container = Container(record, pod, database)
-    model.add_pod(pod)
-    model.add_container(container)
-    for entity in (pod, container):
-        database.save(entity.record, [Entry("task", {})])
-    node = SimpleNamespace(
-        model=model,
-        database=database,
-        ledger=ledger,
-        background=background,
-        watcher=Watcher(ledger, background),
-        bundle=lambda ident: tmp_path / ident[:1],
-    )
-    yield SimpleNamespace(node=node, pod=pod, container=container, link=link, undone=undone, tmp=tmp_path)
-    background.stop()
-    database.close()
+from support.one_pod import process_of_ours
 
 
 def exit_on(world: Any, number: int, status: int) -> None:
@@ -138,17 +39,17 @@ def exit_on(world: Any, number: int, status: int) -> None:
 def test_a_container_that_obeys_is_not_killed(world: Any) -> None:
     """The stop signal is enough."""
     exit_on(world, 15, 0)
-    stop_container.stop(world.container, 30)
+    stop_container.stop(world.node, world.container, 30)
     assert world.link.calls == [("kill", "c", 15)]
     assert world.container.kill_at is None
-    stop_container.stop(world.container, 30)
+    stop_container.stop(world.node, world.container, 30)
     assert len(world.link.calls) == 1
 
 
 def test_grace_zero_kills_at_once(world: Any) -> None:
     """No stop signal is sent where there is no time to heed it."""
     exit_on(world, 9, 137)
-    stop_container.stop(world.container, 0)
+    stop_container.stop(world.node, world.container, 0)
     assert world.link.calls == [("kill", "c", 9)]
 
 
@@ -157,9 +58,9 @@ def test_the_shortest_grace_counts_for_all(world: Any) -> None:
     exit_on(world, 9, 137)
     began = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(stop_container.stop, world.container, 60)
+        first = pool.submit(stop_container.stop, world.node, world.container, 60)
         time.sleep(0.05)
-        second = pool.submit(stop_container.stop, world.container, 0.1)
+        second = pool.submit(stop_container.stop, world.node, world.container, 0.1)
         first.result(5)
         second.result(5)
     assert time.monotonic() - began < 3
@@ -173,7 +74,7 @@ def test_a_caller_that_goes_away_is_not_waited_for(world: Any, monkeypatch: pyte
     monkeypatch.setattr(stop_container, "_LOOK", 0.01)
     context: Any = SimpleNamespace(is_active=lambda: False)
     with pytest.raises(Cancelled):
-        stop_container.stop(world.container, 60, context)
+        stop_container.stop(world.node, world.container, 60, context)
 
 
 def test_a_dead_shim_is_gone_past(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +88,7 @@ def test_a_dead_shim_is_gone_past(world: Any, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(cgroup, "kill", kill)
     world.link.refuse = Unavailable("gone")
-    stop_container.stop(world.container, 0)
+    stop_container.stop(world.node, world.container, 0)
     assert len(killed) == 1
 
 

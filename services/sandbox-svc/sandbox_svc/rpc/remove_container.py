@@ -31,7 +31,7 @@ def remove(node: Node, container: Container, context: grpc.ServicerContext | Non
     with container.operation:
         if container.record.phase is Phase.REMOVING:
             return
-        stop(container, 0.0, context)
+        stop(node, container, 0.0, context)
         container.update(phase=Phase.REMOVING)
         node.container_names.free(reserve.container_name(container.record.config.metadata, container.pod.id))
     node.collector.forget(container.id)

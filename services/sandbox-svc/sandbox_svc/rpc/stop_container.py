@@ -8,10 +8,11 @@ import grpc
 from bulkhead import metrics
 from bulkhead.errors import BulkheadError, Cancelled, DeadlineExceeded, NotFound, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import cgroup, validate
+from sandbox_svc import past_shim, process, validate
 from sandbox_svc.node import Node
 from sandbox_svc.stop_signal import stop_signal
 from sandbox_svc.store.entities import Container
+from sandbox_svc.task.link import Link
 
 #: Seconds from SIGKILL to the recorded exit, where the process is not stuck in the kernel.
 KILL_TIMEOUT = 60.0
@@ -33,11 +34,11 @@ def stop_container(
     except NotFound:
         return cri.StopContainerResponse()
     with metrics.stage("container_stop"):
-        stop(container, float(request.timeout), context)
+        stop(node, container, float(request.timeout), context)
     return cri.StopContainerResponse()
 
 
-def stop(container: Container, grace: float, context: grpc.ServicerContext | None = None) -> None:
+def stop(node: Node, container: Container, grace: float, context: grpc.ServicerContext | None = None) -> None:
     """Stop a running container within grace seconds; another caller with less grace shortens the wait of this one."""
     if not _running(container):
         return
@@ -50,10 +51,10 @@ def stop(container: Container, grace: float, context: grpc.ServicerContext | Non
         container.condition.notify_all()
     try:
         if first and grace > 0:
-            send(container, stop_signal(container.record))
+            ask(container, stop_signal(container.record))
         _await_grace(container, context)
         if _running(container):
-            kill(container)
+            kill(node, container)
             _await_exit(container, context)
     finally:
         with container.condition:
@@ -62,21 +63,31 @@ def stop(container: Container, grace: float, context: grpc.ServicerContext | Non
                 container.kill_at = None
 
 
-def send(container: Container, number: int, *, all: bool = False) -> None:
-    """Send a signal through the shim; a container that has exited needs none."""
-    link = container.pod.link
-    if link is None:
-        raise Unavailable(f"the shim of pod {container.pod.id} is gone")
-    link.kill(container.id, number, all=all)
-
-
-def kill(container: Container) -> None:
-    """Send SIGKILL to all processes: through the shim, or past it if it does not answer."""
+def ask(container: Container, number: int) -> None:
+    """Send the stop signal: through the shim, or past it if it does not answer."""
     try:
-        send(container, signal.SIGKILL, all=_shares_pids(container))
+        _link(container).kill(container.id, number)
     except BulkheadError:
-        if not cgroup.kill(container.record.cgroup, timeout=1.0):
+        if not process.kill(container.record.process, number):
             raise
+
+
+def kill(node: Node, container: Container) -> None:
+    """Send SIGKILL to all processes: through the shim, or past it if it does not answer."""
+    bundle = node.bundle(container.id)
+    try:
+        link = _link(container)
+        if not link.kill(container.id, signal.SIGKILL, all=_shares_pids(container)):
+            past_shim.learn(container, link, bundle)
+    except BulkheadError:
+        if not past_shim.end(container, bundle, timeout=1.0):
+            raise
+
+
+def _link(container: Container) -> Link:
+    if container.pod.link is None:
+        raise Unavailable(f"the shim of pod {container.pod.id} is gone")
+    return container.pod.link
 
 
 def _shares_pids(container: Container) -> bool:

@@ -7,7 +7,7 @@ import grpc
 from bulkhead import metrics
 from bulkhead.errors import BulkheadError, FailedPrecondition, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import cgroup
+from sandbox_svc import past_shim
 from sandbox_svc.node import Node
 from sandbox_svc.rpc.stop_container import stop
 from sandbox_svc.store.entities import Container, Pod
@@ -39,11 +39,11 @@ def stop_pod(node: Node, pod: Pod) -> None:
         pod.stopping = True
         detaching = node.background.part(node.ledger.undo, pod.id, only=("cni",))
         parts = [
-            node.background.part(_stop_container, container)
+            node.background.part(_stop_container, node, container)
             for container in node.model.containers_of(pod)
             if container.record.phase is Phase.PRESENT
         ]
-        parts.append(node.background.part(_kill_pause, pod))
+        parts.append(node.background.part(_kill_pause, node, pod))
         failures = [error for part in parts if (error := part.exception()) is not None]
         failures += detaching.result()
         # The namespace goes when the network is reclaimed: plugins want to look into it.
@@ -60,21 +60,23 @@ def _as_ours(error: BaseException, pod: Pod) -> BaseException:
     return FailedPrecondition(f"stopping pod {pod.id}: {type(error).__name__}: {error}")
 
 
-def _stop_container(container: Container) -> None:
+def _stop_container(node: Node, container: Container) -> None:
     """Kill a container; one whose StartContainer is on its way is waited for first."""
     with container.operation:
-        stop(container, 0.0)
+        stop(node, container, 0.0)
 
 
-def _kill_pause(pod: Pod) -> None:
+def _kill_pause(node: Node, pod: Pod) -> None:
     if not pod.record.ready and not pod.uncertain:
         return
+    bundle = node.bundle(pod.id)
     try:
         if pod.link is None:
             raise FailedPrecondition("no shim")
-        pod.link.kill(pod.id, signal.SIGKILL)
+        if not pod.link.kill(pod.id, signal.SIGKILL):
+            past_shim.learn(pod, pod.link, bundle)
     except BulkheadError:
-        if not cgroup.kill(pod.record.cgroup, timeout=5.0):
+        if not past_shim.end(pod, bundle, timeout=5.0):
             raise
     if not pod.wait_for(lambda record: record.finished_at > 0, KILL_TIMEOUT):
         raise FailedPrecondition(f"the pause process of pod {pod.id} is alive {KILL_TIMEOUT:.0f} s after SIGKILL")

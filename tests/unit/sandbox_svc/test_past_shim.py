@@ -1,0 +1,76 @@
+"""Stopping where the shim is dead, silent or forgetful: it ends within seconds, with the right exit."""
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bulkhead.errors import DeadlineExceeded, Unavailable
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc import past_shim, process
+from sandbox_svc.ledger import Ledger
+from sandbox_svc.rpc import stop_container, stop_pod_sandbox
+from sandbox_svc.store.records import Exit
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else tells of exits here."""
+    monkeypatch.setattr(past_shim, "PATIENCE", 0.05)
+
+
+@pytest.mark.parametrize("silence", [Unavailable("it is dead"), DeadlineExceeded("it hangs")])
+def test_a_pod_is_stopped_past_its_shim(world: Any, silence: Exception) -> None:
+    """Settling waits for StopPodSandbox, which therefore must not wait for settling, but record the exits."""
+    world.link.refuse = silence
+    world.node.ledger = Ledger(world.node.database, dict.fromkeys(("task", "cni"), lambda entry: None))
+    began = time.monotonic()
+    stop_pod_sandbox.stop_pod(world.node, world.pod)
+    assert time.monotonic() - began < 5
+    record = world.container.record
+    assert (record.exit_code, record.reason) == (137, "Error")
+    assert world.pod.state == cri.SANDBOX_NOTREADY
+
+
+def test_the_stop_signal_reaches_the_process_past_a_silent_shim(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hung shim does not cost the container its grace."""
+    world.link.refuse = DeadlineExceeded("it hangs")
+
+    def heed(target: process.Process | None, number: int = 9) -> bool:
+        assert (target, number) == (world.container.record.process, 15)
+        world.container.finished(Exit(0, 5))
+        return True
+
+    monkeypatch.setattr(process, "kill", heed)
+    stop_container.stop(world.node, world.container, 30)
+    assert world.container.record.exit_code == 0
+
+
+def test_an_exit_nobody_told_of_is_asked_for(world: Any) -> None:
+    """The process ended while nobody waited: the shim says so, and how."""
+    world.container.doubt(True)
+    world.link.kill = lambda ident, number, **_: False
+    world.link.exits[world.container.id] = Exit(3, 77)
+    stop_container.stop(world.node, world.container, 0)
+    assert (world.container.record.exit_code, world.container.record.finished_at) == (3, 77)
+
+
+def test_an_exit_left_on_disk_is_not_called_a_kill(world: Any) -> None:
+    """What the shim wrote before it died is the exit, whoever finds it."""
+    world.container.update(process=replace(world.container.record.process, start_time=1))
+    world.link.refuse = Unavailable("it is dead")
+    (world.tmp / "c").mkdir()
+    (world.tmp / "c" / "exit.json").write_text(json.dumps({"status": 4, "exited_at": 9}))
+    stop_container.stop(world.node, world.container, 0)
+    assert (world.container.record.exit_code, world.container.record.finished_at) == (4, 9)
+
+
+def test_what_survives_is_said(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that SIGKILL does not end makes StopContainer fail, and no exit is made up."""
+    monkeypatch.setattr("sandbox_svc.cgroup.kill", lambda path, timeout=10.0: False)
+    world.link.refuse = Unavailable("it is dead")
+    with pytest.raises(Unavailable):
+        stop_container.stop(world.node, world.container, 0)
+    assert world.container.record.finished_at == 0
