@@ -4,9 +4,11 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import NoReturn
 
 from bulkhead.errors import AlreadyExists, Internal
+from sandbox_svc.shim.reaper import IGNORED
 
 #: Seconds that a live shim may take to accept a connection.
 _PROBE = 1.0
@@ -43,14 +45,12 @@ def alive(path: str) -> bool:
 def orphan(body: Callable[[], object], keep: Iterable[int]) -> int:
     """Run `body` in a new process, its own session and no child of ours, and return its pid.
 
-    It starts with the descriptors in `keep` and nothing else: standard streams lead to /dev/null, every signal has
-    its default effect and none is blocked.
+    It starts with the descriptors in `keep` and nothing else, and ignores the signals that a shim ignores.
     """
-    kept = sorted(keep)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     middle = os.fork()
     if middle == 0:
-        _middle(body, kept, writer)
+        _middle(body, keep, writer)
     os.close(writer)
     try:
         os.waitpid(middle, 0)
@@ -68,41 +68,38 @@ def start_time(pid: int) -> int:
         return int(file.read().rpartition(b")")[2].split()[19])
 
 
-def _middle(body: Callable[[], object], kept: list[int], writer: int) -> NoReturn:
+def quiet(keep: Iterable[int], name: str = "bulkhead-shim") -> None:
+    """Let go of whoever started this process: descriptors but for those kept, directory, file mode mask, signals.
+
+    Standard streams lead to /dev/null. SIGTERM is ignored too: a unit that is stopped does not take pods along.
+    """
+    low = 3
+    for fd in [*sorted(keep), os.sysconf("SC_OPEN_MAX")]:
+        os.closerange(low, fd)
+        low = fd + 1
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for target in (0, 1, 2):
+        os.dup2(null, target)
+    os.close(null)
+    os.chdir("/")
+    os.umask(0o022)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write(name)
+
+
+def _middle(body: Callable[[], object], keep: Iterable[int], writer: int) -> NoReturn:
     status = 1
     try:
         os.setsid()
         child = os.fork()
-        if child == 0:
-            _child(body, kept)
-        os.write(writer, b"%d" % child)
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def _child(body: Callable[[], object], kept: list[int]) -> NoReturn:
-    status = 1
-    try:
-        _forget(kept)
-        body()
+        if child:
+            os.write(writer, b"%d" % child)
+        else:
+            quiet(keep)
+            body()
         status = 0
     finally:
         # Nothing of the parent's may run here: its destructors would close numbers that are in use anew.
         os._exit(status)
-
-
-def _forget(kept: list[int]) -> None:
-    low = 3
-    for fd in [*kept, os.sysconf("SC_OPEN_MAX")]:
-        os.closerange(low, fd)
-        low = fd + 1
-    null = os.open("/dev/null", os.O_RDWR)
-    for target in (0, 1, 2):
-        os.dup2(null, target)
-    if null > 2:
-        os.close(null)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.chdir("/")

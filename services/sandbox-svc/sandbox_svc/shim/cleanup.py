@@ -9,7 +9,8 @@ from bulkhead import command
 from bulkhead.errors import BulkheadError
 from bulkhead.proto.containerd.task_pb2 import DeleteResponse
 from sandbox_svc.shim import mounts, view
-from sandbox_svc.shim.lifecycle import EXIT_FILE, RUNTIME_FILE, stamp
+from sandbox_svc.shim.endings import EXIT_FILE, stamp
+from sandbox_svc.shim.lifecycle import RUNTIME_FILE
 from sandbox_svc.shim.runtime import DEFAULT_ROOT
 
 #: The status of a container of which nothing is known: as if SIGKILL had ended it.

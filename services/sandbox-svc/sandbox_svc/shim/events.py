@@ -31,10 +31,9 @@ def pack(message: Message) -> Any:
 class Publisher:
     """One connection to containerd's event service, one event in flight."""
 
-    def __init__(self, loop: Loop, address: str, namespace: str) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._path = address.removeprefix("unix://")
-        self._namespace = namespace
+        self._path = self._namespace = ""
         self._queue: deque[bytes] = deque()
         self._socket: socket.socket | None = None
         self._decoder = Decoder()
@@ -42,10 +41,15 @@ class Publisher:
         self._waiting = False
         self._timer: Timer | None = None
 
-    def publish(self, topic: str, event: Message) -> None:
-        """Queue an event; without an address it is nobody's."""
+    def begin(self, address: str, namespace: str) -> None:
+        """Publish to this address from now on; an empty one is nobody's."""
+        self._path, self._namespace = address.removeprefix("unix://"), namespace
+
+    def publish(self, topic: str, kind: type[Message], **fields: object) -> None:
+        """Queue an event of that kind; without an address it is nobody's, and not even made."""
         if not self._path:
             return
+        event = kind(**fields)
         message = ForwardRequest()
         envelope = message.envelope
         now = time.time_ns()

@@ -70,9 +70,6 @@ class Keeper:
         #: Called when the last container is gone.
         self.on_empty: Callable[[], object] = lambda: None
 
-    def close(self) -> None:
-        """Nothing is open without a container."""
-
     def find(self, ident: str) -> KeptContainer:
         """Return a container; NotFound if the keeper has none of that id."""
         container = self.containers.get(ident)

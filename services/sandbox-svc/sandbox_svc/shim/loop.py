@@ -91,15 +91,20 @@ class Loop:
     """Descriptors, timers and coroutines of one process."""
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
+        self._epoll: select.epoll | None = None
         self._handlers: dict[int, Callable[[int], object]] = {}
         self._ready: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
         self._running = True
 
+    def open(self) -> None:
+        """Begin in this process: an epoll instance that a child inherits would be its parent's as well."""
+        self._epoll = select.epoll()
+
     def watch(self, fd: int, events: int, handler: Callable[[int], object]) -> None:
         """Call `handler(events)` whenever the descriptor is ready; a second watch replaces the first."""
+        assert self._epoll is not None
         if fd in self._handlers:
             self._epoll.modify(fd, events)
         else:
@@ -109,6 +114,7 @@ class Loop:
     def unwatch(self, fd: int) -> None:
         """Forget a descriptor; to be called before it is closed."""
         if self._handlers.pop(fd, None) is not None:
+            assert self._epoll is not None
             self._epoll.unregister(fd)
 
     def soon(self, callback: Callable[[], object]) -> None:
@@ -150,7 +156,8 @@ class Loop:
 
     def close(self) -> None:
         """Close the epoll descriptor; nothing can be watched any more."""
-        self._epoll.close()
+        if self._epoll is not None:
+            self._epoll.close()
 
     def stop(self) -> None:
         """End `run` after the present turn."""
@@ -163,6 +170,7 @@ class Loop:
 
     def turn(self, limit: float = 3600.0) -> None:
         """Wait for the next thing to happen, at most `limit` seconds, and deal with it."""
+        assert self._epoll is not None
         for fd, events in self._epoll.poll(0 if self._ready else min(limit, self._patience())):
             handler = self._handlers.get(fd)  # an earlier handler of this turn may have closed it
             if handler is not None:

@@ -36,8 +36,12 @@ class Reaper:
         self._claims: dict[int, Future[Exit]] = {}
         self._unclaimed: dict[int, Exit] = {}
         self._expecting = 0
-        self._signals = signals.signalfd([signal.SIGCHLD])
-        loop.watch(self._signals, READ, self._on_signal)
+        #: Reads the signals of whichever process reads it, so it may be made before a fork.
+        self.fd = signals.signalfd([signal.SIGCHLD])
+
+    def begin(self) -> None:
+        """Reap from now on."""
+        self._loop.watch(self.fd, READ, self._on_signal)
 
     def spawn(self, path: str, arguments: Sequence[str], stdio: tuple[int, int, int]) -> tuple[int, Future[Exit]]:
         """Start a program in a process group of its own; return its pid and its exit to come.
@@ -92,8 +96,8 @@ class Reaper:
 
     def close(self) -> None:
         """Stop listening for children."""
-        self._loop.unwatch(self._signals)
-        os.close(self._signals)
+        self._loop.unwatch(self.fd)
+        os.close(self.fd)
 
     def _ended(self, pid: int, end: Exit) -> None:
         claim = self._claims.pop(pid, None)
@@ -103,5 +107,5 @@ class Reaper:
             self._unclaimed[pid] = end
 
     def _on_signal(self, _: int) -> None:
-        os.read(self._signals, 128 * 16)
+        os.read(self.fd, 128 * 16)
         self.reap()

@@ -20,11 +20,15 @@ from google.protobuf.message import Message
 from bulkhead import seqpacket
 from bulkhead.proto import shim_pb2
 from bulkhead.proto.containerd import task_pb2 as pb
+from bulkhead.proto.containerd.runc_options_pb2 import Options
+from bulkhead.proto.containerd.types_pb2 import Mount
 from bulkhead.ttrpc_frames import Decoder, request
-from sandbox_svc.shim import lifecycle, uris
+from sandbox_svc import linux
+from sandbox_svc.shim import mounts, uris, view
+from sandbox_svc.shim.loop import Loop
+from sandbox_svc.shim.reaper import Reaper
 from sandbox_svc.shim.runtime import Runtime
-from sandbox_svc.shim.server import Connection
-from sandbox_svc.shim.shim import Settings, Shim
+from sandbox_svc.shim.shim import Shim
 from sandbox_svc.shim.tickets import TOKEN_LENGTH
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,10 @@ class _Actor(Runtime):
     """A runtime whose containers are `sleep` and whose execs are `true`."""
 
     __slots__ = ()
+
+    def __init__(self, loop: Loop, reaper: Reaper, null: int, options: Options, namespace: str) -> None:
+        super().__init__(loop, reaper, null, options, namespace)
+        self._cured = view.hybrid()
 
     async def create(
         self, ident: str, bundle: str, pid_file: str, stdio: Sequence[int], console: str, deadline: float
@@ -68,20 +76,16 @@ class Rehearsal:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._listeners = [_nowhere(socket.SOCK_STREAM), _nowhere(socket.SOCK_SEQPACKET)]
-        settings = Settings(
-            namespace="rehearsal",
-            task=self._listeners[0],
-            stream=self._listeners[1],
-            console_base=f"{directory}/c",
-        )
-        self._shim = Shim(settings)
-        assert isinstance(self._shim.host, lifecycle.Lifecycle)
-        self._shim.host.runtime = _Actor
-        self._client, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
+        self._shim = Shim()
+        self._shim.loop.open()
+        self._shim.reaper.begin()
+        self._shim.lifecycle.begin("rehearsal", f"{directory}/c")
+        self._shim.lifecycle.runtime = _Actor
+        self._client, self._doors = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), list[socket.socket]()
+        self._shim.server.listen(self._door(socket.SOCK_STREAM))
+        self._shim.streams.listen(self._door(socket.SOCK_SEQPACKET))
+        self._client.connect(self._doors[0].getsockname())
         self._client.setblocking(False)
-        self._shim.server.connections.add(Connection(self._shim.server, ours))
         self._decoder = Decoder()
         self._stream = 1
 
@@ -93,9 +97,11 @@ class Rehearsal:
         )
         create.options.type_url, create.options.value = "containerd.runc.v1.Options", b"\x32\x04true"
         process = json.dumps({"args": ["true"], "cwd": "/"}).encode()
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
+        mounts.plan([Mount(type="overlay", source="overlay", options=["lowerdir=/a:/b", "ro"])], "/nonexistent")
+        mounts.unmount("/nonexistent")
         self._call(_SHIM, "Info", shim_pb2.InfoRequest())
         self._call(_TASK, "Create", create)
-        self._send(_TASK, "Wait", pb.WaitRequest(id="r"))
         self._call(_TASK, "Start", pb.StartRequest(id="r"))
         for _ in range(4):
             self._call(_TASK, "State", pb.StateRequest(id="r"))
@@ -106,6 +112,7 @@ class Rehearsal:
         self._session("attach", process)
         self._call(_SHIM, "ReopenLog", shim_pb2.ReopenLogRequest(container_id="r"))
         self._call(_TASK, "Kill", pb.KillRequest(id="r", signal=signal.SIGKILL))
+        self._call(_TASK, "Wait", pb.WaitRequest(id="r"))
         self._call(_SHIM, "Exits", shim_pb2.ExitsRequest())
         self._call(_TASK, "Delete", pb.DeleteRequest(id="r"))
         self._call(_TASK, "State", pb.StateRequest(id="r"))
@@ -114,26 +121,30 @@ class Rehearsal:
         """Leave nothing behind but the memory."""
         for connection in list(self._shim.server.connections):
             connection.close()
-        for session in list(self._shim.streams.sessions) if self._shim.streams else ():
+        for session in list(self._shim.streams.sessions):
             session.close()
-        self._client.close()
+        for sock in (self._client, *self._doors):
+            sock.close()
         self._shim.close()
-        for listener in self._listeners:
-            listener.close()
+
+    def _door(self, kind: int) -> socket.socket:
+        """Return a listening socket at an address that the kernel makes up."""
+        door = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+        door.bind("")
+        door.listen(2)
+        self._doors.append(door)
+        return door
 
     def _session(self, kind: str, process: bytes) -> None:
-        assert self._shim.streams is not None
         ticket = shim_pb2.AddTicketRequest(token=kind.ljust(TOKEN_LENGTH, "-"))
-        wanted = {"container_id": "r", "stdin": True, "stdout": True, "stderr": True}
+        what = ticket.exec if kind == "exec" else ticket.attach
+        what.container_id, what.stdin, what.stdout, what.stderr = "r", True, True, True
         if kind == "exec":
-            ticket.exec.CopyFrom(shim_pb2.ExecTicket(process=process, **wanted))
-        else:
-            ticket.attach.CopyFrom(shim_pb2.AttachTicket(**wanted))
+            ticket.exec.process = process
         self._call(_SHIM, "AddTicket", ticket)
-        client, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        client.connect(self._doors[1].getsockname())
         client.setblocking(False)
-        self._shim.streams.adopt(ours)
         seqpacket.send(client, {"redeem": ticket.token})
         self._turns(lambda: _received(client))
         seqpacket.send(client, {"begin": {"width": 80, "height": 24}})
@@ -177,14 +188,6 @@ def rehearse() -> None:
         if play is not None:
             play.close()
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _nowhere(kind: int) -> socket.socket:
-    """Return a listening socket at an address that the kernel makes up."""
-    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
-    sock.bind("")
-    sock.listen(1)
-    return sock
 
 
 def _received(client: socket.socket) -> bool:

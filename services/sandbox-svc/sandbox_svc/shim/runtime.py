@@ -6,11 +6,10 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
-from contextlib import suppress
 
 from bulkhead.errors import BulkheadError, DeadlineExceeded, NotFound
 from bulkhead.proto.containerd.runc_options_pb2 import Options
-from sandbox_svc.shim import view
+from sandbox_svc.shim import notes, view
 from sandbox_svc.shim.loop import Future, Loop
 from sandbox_svc.shim.reaper import Exit, Reaper
 
@@ -86,7 +85,7 @@ class Runtime:
         self, arguments: Sequence[str], bundle: str, deadline: float, stdio: Sequence[int] | None = None
     ) -> None:
         """Run `<runtime> <arguments>`; RuntimeFailed carries what it logged, DeadlineExceeded means it was killed."""
-        log = os.path.join(bundle, f"runtime-{next(_numbers)}.log")
+        log = f"{bundle}/runtime-{next(_numbers)}.log"
         line = [self.binary, "--root", self.root, "--log", log, "--log-format", "json"]
         if self.options.systemd_cgroup:
             line.append("--systemd-cgroup")
@@ -104,8 +103,7 @@ class Runtime:
             await ended
             raise
         finally:
-            with suppress(OSError):
-                os.unlink(log)
+            notes.remove(log)
 
     def _spawn(self, line: Sequence[str], stdio: tuple[int, int, int]) -> tuple[int, Future[Exit]]:
         if not self._cured:
@@ -116,7 +114,7 @@ class Runtime:
 
 def find_binary(name: str) -> str:
     """Return the absolute path of a runtime; runc where none is named."""
-    path = shutil.which(name or "runc")
+    path = name if name.startswith("/") and os.access(name, os.X_OK) else shutil.which(name or "runc")
     if path is None:
         raise NotFound(f"OCI runtime {name or 'runc'!r} is not installed")
     return os.path.abspath(path)
@@ -125,8 +123,7 @@ def find_binary(name: str) -> str:
 def complaint(log: str, status: int) -> str:
     """Return the last error in a runtime's JSON log, or its exit status."""
     try:
-        with open(log, "rb") as file:
-            lines = file.read(1 << 20).splitlines()
+        lines = notes.read(log).splitlines()
     except OSError:
         lines = []
     for line in reversed(lines):

@@ -33,21 +33,26 @@ Method = Callable[[bytes, float], Coroutine[Any, None, Answer]]
 
 
 class Server:
-    """Answers calls by `service/method` on a listening socket that it was given."""
+    """Answers calls by `service/method`."""
 
-    def __init__(self, loop: Loop, listener: socket.socket, methods: dict[str, Method]) -> None:
+    def __init__(self, loop: Loop, methods: dict[str, Method]) -> None:
         self.loop = loop
         self.methods = methods
         self.connections: set[Connection] = set()
+        self._listener: socket.socket | None = None
+
+    def listen(self, listener: socket.socket) -> None:
+        """Serve those who connect to a listening socket."""
         self._listener = listener
         listener.setblocking(False)
-        loop.watch(listener.fileno(), READ, self._accept)
+        self.loop.watch(listener.fileno(), READ, self._accept)
 
     def flushed(self) -> bool:
         """Whether no answer waits to be written."""
         return not any(connection.backlog for connection in self.connections)
 
     def _accept(self, _: int) -> None:
+        assert self._listener is not None
         try:
             sock, _address = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):

@@ -2,18 +2,16 @@
 
 import logging
 import os
-import signal
 import socket
 from contextlib import suppress
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from bulkhead import log
 from sandbox_svc import linux
 from sandbox_svc.shim.events import Publisher
 from sandbox_svc.shim.keeper import Keeper
 from sandbox_svc.shim.lifecycle import Lifecycle
 from sandbox_svc.shim.loop import Loop, Timer
-from sandbox_svc.shim.reaper import IGNORED, Reaper
+from sandbox_svc.shim.reaper import Reaper
 from sandbox_svc.shim.server import Method, Server
 from sandbox_svc.shim.service import ShimService
 from sandbox_svc.shim.streams import StreamServer
@@ -27,12 +25,9 @@ logger = logging.getLogger(__name__)
 FIRST_WAIT, IDLE_WAIT = 120.0, 20.0
 #: Seconds that the last answers and events may take to leave.
 FAREWELL = 2.0
-#: A shim's log starts anew beyond this many bytes: it stands on a tmpfs.
-DIARY_LIMIT = 1 << 20
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What a shim is born with."""
 
     namespace: str
@@ -42,90 +37,87 @@ class Settings:
     stream: socket.socket | None
     #: Console sockets are named by this and a number.
     console_base: str
-    #: A file, or containerd's named pipe, for the shim's own log.
-    diary: str = ""
     #: TTRPC_ADDRESS; empty for no events.
     events: str = ""
-    level: str = "info"
     #: For a keeper: the foreign shim's address, its task service's version ("v2" or "v3"), and where the bundles are.
     foreign: str = ""
     foreign_version: str = "v3"
     directory: str = ""
     bundles: str = ""
     #: Removed at the end: sockets first, then their directory.
-    leave_behind: tuple[str, ...] = field(default=())
-
-
-class Diary:
-    """A text stream that never blocks and never fails: lines that cannot be written are lost."""
-
-    def __init__(self, path: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            self._fd = os.open(path, flags, 0o600) if path else -1
-        except OSError:
-            self._fd = -1
-
-    def write(self, text: str) -> int:
-        """Append."""
-        with suppress(OSError):
-            if self._fd >= 0:
-                if os.fstat(self._fd).st_size > DIARY_LIMIT:
-                    os.ftruncate(self._fd, 0)
-                os.write(self._fd, text.encode(errors="replace"))
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
+    leave_behind: tuple[str, ...] = ()
 
 
 class Shim:
-    """The parts of one shim process."""
+    """The parts of one shim: made before the process is forked, begun after."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self) -> None:
         self.loop = Loop()
         self.reaper = Reaper(self.loop)
-        self.publisher = Publisher(self.loop, settings.events, settings.namespace)
+        self.publisher = Publisher(self.loop)
+        self.lifecycle = Lifecycle(self.loop, self.reaper, self.publisher.publish)
+        self.lifecycle.on_empty = self._empty
+        #: Who has the containers: we, or for a keeper the foreign shim.
+        self.host: Lifecycle | Keeper = self.lifecycle
         self.tickets = Tickets(self.loop)
-        self.host, methods = self._keeper() if settings.foreign else self._own()
-        methods |= ShimService(self.host, self.tickets).methods()
-        self.server = Server(self.loop, settings.task, methods)
-        self.streams: StreamServer | None = None
+        methods = TaskService(self.lifecycle, self.shutdown).methods()
+        self.server = Server(self.loop, self._with_service(methods))
+        self.streams = StreamServer(self.loop, self.host, self.tickets)
+        self._leave_behind: tuple[str, ...] = ()
+        self._idle = Timer(self._leave_if_empty)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What is open before the beginning."""
+        return (self.reaper.fd, self.lifecycle.null)
+
+    def begin(self, settings: Settings) -> None:
+        """Start to listen in the process that is to be the shim."""
+        self.loop.open()
+        self.reaper.begin()
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+        self.publisher.begin(settings.events, settings.namespace)
+        if settings.foreign:
+            self._become_keeper(settings)
+        else:
+            self.lifecycle.begin(settings.namespace, settings.console_base)
+        self._leave_behind = settings.leave_behind
+        self.server.listen(settings.task)
         if settings.stream is not None:
-            self.streams = StreamServer(self.loop, settings.stream, self.host, self.tickets)
-        self._idle: Timer = self.loop.later(FIRST_WAIT, self._leave_if_empty)
-        self.host.on_empty = self._empty
-
-    def _own(self) -> tuple[Lifecycle | Keeper, dict[str, Method]]:
-        settings = self.settings
-        lifecycle = Lifecycle(self.loop, self.reaper, settings.namespace, settings.console_base, self.publisher.publish)
-        return lifecycle, TaskService(lifecycle, self.shutdown).methods()
-
-    def _keeper(self) -> tuple[Lifecycle | Keeper, dict[str, Method]]:
-        settings = self.settings
-        upstream = Upstream(self.loop, settings.foreign, settings.foreign_version, settings.namespace)
-        keeper = Keeper(self.loop, upstream, settings.directory, self.shutdown)
-        keeper.adopt(settings.bundles)
-        return keeper, keeper.methods()
+            self.streams.listen(settings.stream)
+        self._idle = self.loop.later(FIRST_WAIT, self._leave_if_empty)
 
     def run(self) -> None:
         """Serve until the last container is gone."""
-        logger.info("shim serves", extra={"pid": os.getpid(), "namespace": self.settings.namespace})
-        self.loop.run()
-        for path in self.settings.leave_behind:
+        try:
+            self.loop.run()
+        except BaseException:
+            logger.exception("the shim failed")
+            raise
+        for path in self._leave_behind:
             with suppress(OSError):
                 os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
 
     def close(self) -> None:
-        """Close what this shim opened; its process goes on (the zygote's rehearsal)."""
+        """Close what this shim opened; its process goes on (the rehearsal)."""
         self.reaper.close()
-        self.host.close()
+        self.lifecycle.close()
         self.loop.close()
 
     def shutdown(self) -> None:
         """Leave as soon as the last answers and events have left."""
         self.loop.detach(self._farewell())
+
+    def _with_service(self, methods: dict[str, Method]) -> dict[str, Method]:
+        return methods | ShimService(self.host, self.tickets).methods()
+
+    def _become_keeper(self, settings: Settings) -> None:
+        upstream = Upstream(self.loop, settings.foreign, settings.foreign_version, settings.namespace)
+        self.host = keeper = Keeper(self.loop, upstream, settings.directory, self.shutdown)
+        keeper.on_empty = self._empty
+        keeper.adopt(settings.bundles)
+        self.streams.host = keeper
+        self.server.methods = self._with_service(keeper.methods())
 
     async def _farewell(self) -> None:
         for _ in range(int(FAREWELL / 0.01)):
@@ -142,20 +134,3 @@ class Shim:
     def _leave_if_empty(self) -> None:
         if not self.host.containers:
             self.shutdown()
-
-
-def become(settings: Settings) -> None:
-    """Turn this process, which has one thread and no file of its own but the sockets, into a shim."""
-    os.chdir("/")
-    os.umask(0o022)
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-    log.setup("shim", settings.level, "text", Diary(settings.diary))  # type: ignore[arg-type]  # write and flush do
-    with suppress(OSError), open("/proc/self/comm", "w") as name:
-        name.write("bulkhead-shim")
-    try:
-        Shim(settings).run()
-    except BaseException:
-        logger.exception("the shim failed")
-        raise

@@ -19,7 +19,8 @@ from bulkhead.errors import AlreadyExists, BulkheadError, InvalidArgument
 from bulkhead.proto.containerd.bootstrap_pb2 import BootstrapParams, BootstrapResult
 from bulkhead.proto.containerd.runc_options_pb2 import Options
 from sandbox_svc.shim import birth, cgroup, options
-from sandbox_svc.shim.shim import Settings, become
+from sandbox_svc.shim.diary import Diary
+from sandbox_svc.shim.shim import Settings, Shim
 
 #: Where stock shims put their sockets.
 SOCKET_DIRECTORY = "/run/containerd/s"
@@ -136,12 +137,20 @@ def start(arguments: Arguments) -> bytes:
         task=listener,
         stream=None,
         console_base=os.path.join(call.socket_directory, f"{digest[:16]}-c"),
-        diary=os.path.join(bundle, "log"),
         events=call.events,
-        level="debug" if arguments.debug else "info",
         leave_behind=(path,),
     )
-    pid = birth.orphan(lambda: become(settings), (listener.fileno(),))
+
+    def live() -> None:
+        diary = Diary()
+        diary.begin(os.path.join(bundle, "log"))
+        diary.open()
+        diary.take_logs("debug" if arguments.debug else "info")
+        shim = Shim()
+        shim.begin(settings)
+        shim.run()
+
+    pid = birth.orphan(live, (listener.fileno(),))
     if call.options.shim_cgroup:
         cgroup.join(call.options.shim_cgroup, pid)
     _remember(bundle, address)

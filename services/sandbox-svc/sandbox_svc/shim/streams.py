@@ -29,16 +29,21 @@ LIMIT = 1000
 
 
 class StreamServer:
-    """Accepts sessions on a listening socket that it was given."""
+    """Has the sessions."""
 
-    def __init__(self, loop: Loop, listener: socket.socket, host: Host, tickets: Tickets) -> None:
+    def __init__(self, loop: Loop, host: Host, tickets: Tickets) -> None:
         self.loop, self.host, self.tickets = loop, host, tickets
         self.sessions: set[Session] = set()
+        self._listener: socket.socket | None = None
+
+    def listen(self, listener: socket.socket) -> None:
+        """Take sessions from a listening socket."""
         self._listener = listener
         listener.setblocking(False)
-        loop.watch(listener.fileno(), READ, self._accept)
+        self.loop.watch(listener.fileno(), READ, self._accept)
 
     def _accept(self, _: int) -> None:
+        assert self._listener is not None
         try:
             sock, _address = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -47,10 +52,6 @@ class StreamServer:
             sock.close()
             return
         sock.setblocking(False)
-        self.adopt(sock)
-
-    def adopt(self, sock: socket.socket) -> None:
-        """Begin a session on a connection."""
         self.sessions.add(Session(self, sock))
 
 

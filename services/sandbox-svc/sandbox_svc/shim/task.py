@@ -12,8 +12,9 @@ from bulkhead.proto.containerd import task_pb2 as pb
 from bulkhead.proto.containerd.runc_options_pb2 import ProcessDetails
 from bulkhead.proto.containerd.task_types_pb2 import ProcessInfo
 from sandbox_svc.shim import metrics
+from sandbox_svc.shim.endings import stamp
 from sandbox_svc.shim.events import pack
-from sandbox_svc.shim.lifecycle import Lifecycle, stamp
+from sandbox_svc.shim.lifecycle import Lifecycle
 from sandbox_svc.shim.processes import Process
 from sandbox_svc.shim.server import Answer, Method
 from sandbox_svc.shim.streamset import IoSpec

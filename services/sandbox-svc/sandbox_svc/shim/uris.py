@@ -1,7 +1,7 @@
 """How stdio is named in Task.Create: `cri-log://`, `cri-stdin://`, `file://`, or the path of a FIFO."""
 
 from typing import NamedTuple
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from bulkhead.errors import InvalidArgument
 
@@ -51,21 +51,30 @@ def parse(text: str) -> Stdio:
     """Return what a stdio string of Task.Create or Exec means; None if it is empty."""
     if not text:
         return None
-    scheme, separator, _ = text.partition("://")
+    scheme, separator, rest = text.partition("://")
     if not separator:
         return Fifo(text)
-    parts = urlsplit(text)
-    query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-    path = unquote(parts.netloc + parts.path)
+    # Not urllib's parser: these URIs are our own, and each pod pays for what it runs.
+    path, _, query = rest.partition("?")
+    if "%" in path:
+        path = unquote(path)
     if scheme == "cri-log":
-        return CriLog(path, _integer(query.get("max_line_size", str(LINE_SIZE)), text))
+        return CriLog(path, _integer(_value(query, "max_line_size") or str(LINE_SIZE), text))
     if scheme == "cri-stdin":
-        return CriStdin(query.get("once", "0") not in ("0", "false", ""))
+        return CriStdin(_value(query, "once") not in ("0", "false", ""))
     if scheme == "file":
         return File(path)
     if scheme == "fifo":
         return Fifo(path)
     raise InvalidArgument(f"stdio {text!r}: scheme {scheme!r} is not one of cri-log, cri-stdin, file, fifo")
+
+
+def _value(query: str, key: str) -> str:
+    for pair in query.split("&"):
+        name, _, value = pair.partition("=")
+        if name == key:
+            return value
+    return ""
 
 
 def _integer(text: str, uri: str) -> int:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from sandbox_svc import linux
 
@@ -19,11 +20,13 @@ CGROUP = "/sys/fs/cgroup"
 UNIFIED = "/sys/fs/cgroup/unified"
 
 
+@cache
 def hybrid() -> bool:
     """Whether both versions of cgroups are mounted on this host."""
     return os.path.ismount(UNIFIED) and os.path.exists(f"{UNIFIED}/cgroup.controllers")
 
 
+@cache
 def needed(binary: str) -> bool:
     """Whether this runtime must not see the unified hierarchy of a hybrid host."""
     return "crun" in os.path.basename(os.path.realpath(binary)) and hybrid()

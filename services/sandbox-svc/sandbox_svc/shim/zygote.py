@@ -1,4 +1,4 @@
-"""The zygote: a process of one thread that has imported all a shim needs and forks one for each pod.
+"""The zygote: it has imported all a shim needs, and has one forked for each pod by its template.
 
 It takes orders from sandbox-svc on a seqpacket socket, one JSON object each:
     {"fork": {"id", "namespace", "directory", "bundles", "stream_gid", "kind", …}} -> {"forked": {"pid", "start_time"}}
@@ -9,22 +9,20 @@ or {"error": {"code", "message"}}. It owns nothing and remembers nothing: killed
 """
 
 import argparse
-import gc
 import logging
 import os
-import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bulkhead import config, log, paths, seqpacket
-from bulkhead.errors import AlreadyExists, BulkheadError, Internal, InvalidArgument, PermissionDenied
+from bulkhead.errors import BulkheadError, Internal, InvalidArgument, PermissionDenied
 from sandbox_svc.shim import birth, cgroup, view
 from sandbox_svc.shim.loop import READ, Loop
 from sandbox_svc.shim.reaper import Reaper
 from sandbox_svc.shim.runtime import find_binary
-from sandbox_svc.shim.shim import Settings, become
+from sandbox_svc.shim.template import Template
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +33,16 @@ PROBE_LIMIT = 10.0
 class Zygote:
     """Answers orders until it is told to end."""
 
-    def __init__(self, state: Path, level: str = "info") -> None:
-        self._state, self._level = state, level
+    def __init__(self, state: Path, template: Template) -> None:
+        self._state, self._template = state, template
         self.loop = Loop()
+        self.loop.open()
         self._reaper = Reaper(self.loop)
+        self._reaper.begin()
+        # A template that has ended can only be made by a new zygote, whose supervisor is waiting for our end.
+        self.loop.watch(template.fd, READ, lambda _: self.loop.stop())
         path = paths.zygote_socket(state)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if _serves(str(path)):
-            raise AlreadyExists(f"{path} is served by a live zygote")
         self._listener = seqpacket.listen(str(path), 0o600)
         self._listener.setblocking(False)
         self._clients: dict[int, socket.socket] = {}
@@ -97,20 +97,7 @@ class Zygote:
         directory = self._directory(order)
         task, stream = _sockets(directory, int(order.get("stream_gid", 0)))
         try:
-            settings = Settings(
-                namespace=str(order["namespace"]),
-                task=task,
-                stream=stream,
-                console_base=f"{directory}/c",
-                diary=f"{directory}/log",
-                level=self._level,
-                foreign=str(order["address"]) if kind == "keeper" else "",
-                foreign_version=str(order.get("service", "v3")),
-                directory=directory,
-                bundles=str(order.get("bundles", "")),
-                leave_behind=(f"{directory}/task", f"{directory}/stream", f"{directory}/log", directory),
-            )
-            pid = birth.orphan(lambda: become(settings), (task.fileno(), stream.fileno()))
+            pid = self._template.fork(order, task, stream)
         finally:
             task.close()
             stream.close()
@@ -162,15 +149,17 @@ def _serves(path: str) -> bool:
 
 def main() -> None:
     """Run the zygote in the foreground."""
-    parser = argparse.ArgumentParser(prog="bulkhead-shim-zygote", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="bulkhead-shim-zygote", description="Fork the shims of pods.")
     parser.add_argument("--config", default="", help="the stack's configuration file")
     settings = config.load(parser.parse_args().config)
     log.setup("bulkhead-shim-zygote", settings.debug.level, settings.debug.format)
-    zygote = Zygote(settings.state, settings.debug.level)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
-    # What is alive now is alive for ever: the collector of a shim need not touch, and so copy, its pages.
     os.umask(0o022)
-    gc.collect()
-    gc.freeze()
+    if _serves(path := str(paths.zygote_socket(settings.state))):
+        raise SystemExit(f"bulkhead-shim-zygote: {path} is served by a live zygote")
+    zygote = Zygote(settings.state, Template(settings.debug.level))
     zygote.loop.run()
+    raise SystemExit("bulkhead-shim-zygote: the template of the shims has ended")
+
+
+if __name__ == "__main__":
+    main()
