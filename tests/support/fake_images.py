@@ -36,7 +36,8 @@ class FakeImages:
 
     def start(self) -> "FakeImages":
         """Unpack the images and serve."""
-        self._layers = {PAUSE: self.directory / "pause", BUSYBOX: self.directory / "busybox"}
+        snapshots = self.directory / "snapshots"
+        self._layers = {PAUSE: snapshots / "1" / "fs", BUSYBOX: snapshots / "2" / "fs"}
         if not self._layers[BUSYBOX].exists():
             _unpack(images.busybox_layer(), self._layers[BUSYBOX])
             pause = self._layers[PAUSE]

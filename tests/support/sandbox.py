@@ -100,7 +100,7 @@ class Sandbox:
         config = load(str(self.directory / "config.toml"))
         assert config.state == self.state, config.state
         self.state.mkdir(parents=True)
-        self.images = fake_images.FakeImages(self.directory / "images", self.state).start()
+        self.images = fake_images.FakeImages(config.root, self.state).start()
         (self.state / "zygote").mkdir()
         self.zygote = self._run("bulkhead-shim-zygote")
         self.start()

@@ -17,6 +17,7 @@ from bulkhead.errors import BulkheadError, NotFound
 from bulkhead.proto import images_pb2, images_pb2_grpc
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from bulkhead.proto.runtime.v1 import api_pb2_grpc
+from sandbox_svc import plan
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +47,13 @@ class Image:
 class Images:
     """The client; image-svc may restart at any time, and is told the valid snapshots when it comes back."""
 
-    def __init__(self, state: Path, valid: Callable[[], list[str]]) -> None:
+    def __init__(self, state: Path, valid: Callable[[], list[str]], snapshots: Path) -> None:
         self._channel = rpc.channel(str(paths.service_socket(state, SERVICE)))
         self._images = images_pb2_grpc.ImagesStub(self._channel)
         self._cri = api_pb2_grpc.ImageServiceStub(self._channel)
         self._valid = valid
+        #: Where the unpack helper keeps what mounts are made of.
+        self._snapshots = snapshots
         self._parsed: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
         self._seen = threading.Event()
@@ -99,7 +102,10 @@ class Images:
         return self.resolve(pulled.image_ref, handler)
 
     def prepare(self, key: str, image: Image, *, snapshotter: str, pod: str) -> images_pb2.PrepareResponse:
-        """Make the snapshot of a container (or return the one that exists) as a plan of mounts."""
+        """Make the snapshot of a container (or return the one that exists) as a plan of mounts.
+
+        PermissionDenied for a plan that reaches beyond image-svc's snapshots.
+        """
         request = images_pb2.PrepareRequest(
             key=key, image_id=image.id, snapshotter=snapshotter, pod=pod, manifest_digest=image.manifest_digest
         )
@@ -107,6 +113,7 @@ class Images:
             answer: images_pb2.PrepareResponse = rpc.call(
                 self._images.Prepare, request, service=SERVICE, timeout=CALL_TIMEOUT
             )
+        plan.check(answer, self._snapshots)
         return answer
 
     def remove(self, key: str) -> None:

@@ -76,7 +76,7 @@ def test_a_missing_image_is_pulled_once(tmp_path: Path) -> None:
     """Resolve, pull, resolve; afterwards only resolve."""
     fake = FakeImageService(pulled=False)
     with serving(tmp_path, "image-svc", image_service(fake)):
-        images = Images(tmp_path, list)
+        images = Images(tmp_path, list, tmp_path / "snapshots")
         found = images.resolve_or_pull("a:1", "", cri.PodSandboxConfig())
         assert (found.id, found.name, found.config) == ("sha256:1", "a:1", {"config": {"User": "7"}})
         images.resolve_or_pull("a:1", "", cri.PodSandboxConfig())
@@ -88,7 +88,7 @@ def test_image_svc_hears_of_valid_snapshots_when_it_is_back(tmp_path: Path) -> N
     """Nothing is said before `watch`; then once for each time that image-svc comes up."""
     fake = FakeImageService(pulled=True)
     with serving(tmp_path, "image-svc", image_service(fake)):
-        images = Images(tmp_path, lambda: ["k1", "k2"])
+        images = Images(tmp_path, lambda: ["k1", "k2"], tmp_path / "snapshots")
         images.resolve("a:1")
         assert not fake.retained.wait(0.2)
         images.watch()
