@@ -77,7 +77,7 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
         message = json.loads(data)
         if not isinstance(message, dict):
             raise InvalidArgument(f"message is a JSON {type(message).__name__}, expected an object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nested deeper than the parser goes
         _close(fds)
         raise InvalidArgument(f"message is not JSON: {error}") from error
     except InvalidArgument:

@@ -178,7 +178,8 @@ def test_limits_cannot_be_raised(helper: Helper) -> None:
     helper.run("unpack", COUNTS, name="1", limits={"entries": 10**9, "seconds": 5.0}, fds=(0,))
     assert helper.steps[0].seconds == 5.0
 
-    for limits in ({"entries": 0}, {"nonsense": 1}, {"entries": "many"}):
+    nan = float("nan")
+    for limits in ({"entries": 0}, {"nonsense": 1}, {"entries": "many"}, {"seconds": nan}, {"path_depth": nan}, [1]):
         with pytest.raises((InvalidArgument, ResourceExhausted)):
             helper.run("unpack", name="2", limits=limits, fds=(0,))
 

@@ -5,6 +5,7 @@ does between the steps is quick and touches names only.
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Generator
@@ -181,12 +182,15 @@ class Operations:
         return state is not State.COMPLETE
 
     def _wanted_limits(self, request: Request) -> Limits:
+        asked = request.fields.get("limits", {})
+        # NaN, which JSON as Python reads it has, is neither above nor below any limit.
+        if not isinstance(asked, dict) or not all(type(v) in (int, float) and v == v for v in asked.values()):
+            raise InvalidArgument("limits: expected numbers by name")
         try:
-            limits = Limits(**request.fields.get("limits", {}))
-            limits = limits.within(self._limits)
+            limits = Limits(**asked).within(self._limits)
         except TypeError as error:
             raise InvalidArgument(f"limits: {error}") from error
-        if min(limits.entries, limits.bytes, limits.seconds) <= 0:
+        if min(dataclasses.astuple(limits)) <= 0:
             raise ResourceExhausted(f"limits leave no room: {limits}")
         return limits
 
