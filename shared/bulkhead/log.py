@@ -11,6 +11,7 @@ from typing import TextIO
 #: The id that follows one CRI call through every service; empty outside a call.
 correlation: contextvars.ContextVar[str] = contextvars.ContextVar("correlation", default="")
 
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -49,13 +50,13 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`time level logger: message key=value …`, with line feeds in the message escaped."""
+    """`time level logger: message key=value …`, control characters escaped: one record cannot look like two."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line, followed by the traceback if it carries one."""
         extra = "".join(f" {k}={v}" for k, v in _extra(record).items())
-        message = record.getMessage().replace("\n", "\\n")
-        line = f"{_timestamp(record)} {record.levelname.lower():7} {record.name}: {message}{extra}"
+        text = f"{record.getMessage()}{extra}".translate(_ESCAPES)
+        line = f"{_timestamp(record)} {record.levelname.lower():7} {record.name}: {text}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

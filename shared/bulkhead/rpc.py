@@ -29,6 +29,8 @@ CORRELATION_KEY = "x-bulkhead-correlation"
 #: Trailing metadata that a handler's error carries, as against a status that grpc made for a broken connection.
 ANSWERED_KEY = "x-bulkhead-answered"
 SHORT_THREADS, LONG_THREADS = 16, 512
+#: Bytes of an error's message, which may quote a registry or an image.
+TEXT_LIMIT = 4000
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _long_pool: futures.ThreadPoolExecutor | None = None
@@ -90,7 +92,7 @@ def _begin(context: grpc.ServicerContext) -> None:
 def _status(method: str, error: Exception) -> tuple[grpc.StatusCode, str]:
     """Log the error and return the status that it stands for."""
     if isinstance(error, BulkheadError):
-        code, text = _CODES.get(error.code, grpc.StatusCode.UNKNOWN), str(error)
+        code, text = _CODES.get(error.code, grpc.StatusCode.UNKNOWN), str(error)[:TEXT_LIMIT]
         logger.log(logging.DEBUG if code is grpc.StatusCode.NOT_FOUND else logging.WARNING, "%s: %s", method, text)
     elif isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
         code, text = error.code(), error.details() or ""
@@ -107,7 +109,7 @@ def _fail(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> No
     trailing: Sequence[tuple[str, str | bytes]] = getattr(context, "trailing_metadata", tuple)() or ()
     context.set_trailing_metadata((*trailing, (ANSWERED_KEY, "1")))
     # Header values carry no line feeds and grpc cuts what is longer than 8 KiB of headers.
-    context.abort(code, text.encode(errors="replace")[:4000].decode(errors="ignore"))
+    context.abort(code, text.encode(errors="replace")[:TEXT_LIMIT].decode(errors="ignore"))
 
 
 def _unary(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
