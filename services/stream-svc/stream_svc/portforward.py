@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between the two streams of a pair.
 PAIR_LIMIT = 30.0
+#: Connections of one session, those included that wait for their second stream or whose streams were reset meanwhile.
+CONNECTION_LIMIT = 1024
 
 
 @dataclass
@@ -94,6 +96,9 @@ class PortForward:
             return
         request = _request_id(channel, kind)
         pair = self._pairs.get(request)
+        if pair is None and len(self._tasks) >= CONNECTION_LIMIT:
+            multiplexer.refuse(channel, Status.REFUSED_STREAM)
+            return
         if pair is None:
             pair = self._pairs[request] = Pair(port)
             self._run(self._serve(request, pair))

@@ -214,6 +214,17 @@ def test_a_reset_closes_the_pods_connection(server: RunningServer, shim: FakeShi
         assert client.finished(error) == b""
 
 
+def test_streams_that_are_reset_count(server: RunningServer, shim: FakeShim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that opens streams and resets them at once cannot have any number of connections waited for."""
+    monkeypatch.setattr(portforward, "CONNECTION_LIMIT", 3)
+    with SpdyClient(server.port, f"/portforward/{shim.port_forward(80)}", PROTOCOL) as client:
+        for number in range(5):
+            stream = client.open(streamType="error", port="80", requestID=str(number))
+            assert client.streams[stream].reset == (number >= 3)
+            client.spdy.reset(stream, Status.CANCEL)
+            client.flush()
+
+
 def test_a_hang_up_closes_the_pods_connections(server: RunningServer, shim: FakeShim) -> None:
     """All of them."""
 
