@@ -75,7 +75,8 @@ def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, Path]]:
             path, label = (here / name, f"{below}{name}") if name else (here, here.name)
             if name.startswith("..") or not label.startswith(prefix):
                 continue
-            if path.is_dir():
+            # Unlike Path's methods, these do not mind a link into a directory that is closed to this user.
+            if os.path.isdir(path):
                 if not prefix and depth < DEPTH_LIMIT:
                     pending.append((path, f"{label}/", depth + 1))
                 continue
@@ -87,7 +88,7 @@ def _read(name: str, path: Path) -> KeyFile:
         # Non-blocking, or a FIFO put there would hang the service.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        if path.is_symlink():
+        if os.path.islink(path):
             return KeyFile(name, error=f"symbolic link that cannot be followed: {error.strerror}")
         return KeyFile(name, error=f"cannot be opened: {error.strerror}")
     with os.fdopen(fd, "rb", buffering=0) as file:

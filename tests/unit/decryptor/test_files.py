@@ -37,15 +37,17 @@ def test_a_kubernetes_secret_mount_is_read_once(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_reported(tmp_path: Path) -> None:
-    """A FIFO, a dangling link, an empty and an oversized file are errors of their own."""
+    """A FIFO, links that lead nowhere or too far, an empty and an oversized file are errors of their own."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "unreachable").symlink_to("x" * 300)
     (tmp_path / "empty").touch()
     (tmp_path / "huge").write_bytes(b"x" * (files.FILE_LIMIT + 1))
     found = read(tmp_path)
 
     assert found["fifo"].error == "not a regular file"
     assert found["dangling"].error.startswith("symbolic link that cannot be followed")
+    assert found["unreachable"].error.startswith("symbolic link that cannot be followed")
     assert found["empty"].error == "empty file"
     assert found["huge"].error == "larger than 1048576 bytes"
     assert not any(file.data for name, file in found.items() if name != "huge" and file.error)
