@@ -69,6 +69,7 @@ _MASKED = (
     "e2scrub_reap.service",
     "fstrim.timer",
     "containerd.service",
+    "systemd-networkd-wait-online.service",
     "docker-registry.service",
     "getty.target",
     "systemd-update-utmp.service",

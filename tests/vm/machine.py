@@ -142,7 +142,20 @@ def _command(directory: Path, image: Image, payload: Path, memory: int, processo
     kernel = "root=/dev/vda rw console=ttyS0 panic=-1 systemd.unified_cgroup_hierarchy=1 quiet mitigations=off"
     disks = [f"file={path},format=raw,if=virtio,snapshot=on,cache=unsafe" for path in (image.disk, payload)]
     return [
-        *("nice", "qemu-system-x86_64", "-accel", _ACCELERATOR, "-cpu", "max", "-smp", str(processors)),
+        # However this process ends, the machine ends with it.
+        *(
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "nice",
+            "qemu-system-x86_64",
+            "-accel",
+            _ACCELERATOR,
+            "-cpu",
+            "max",
+            "-smp",
+            str(processors),
+        ),
         *("-m", str(memory), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(image.directory / "vmlinuz"), "-initrd", str(image.directory / "initrd.img")),
         *("-append", kernel),
