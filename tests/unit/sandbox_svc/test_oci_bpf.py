@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sandbox_svc.oci import bpf
 from sandbox_svc.oci.base import DEFAULT_CAPABILITIES
 from sandbox_svc.oci.seccomp import default_profile
+from sandbox_svc.oci.seccomp_rules import Unsupported, verdict_of
 from sandbox_svc.oci.syscalls import X32_BIT, numbers
 
 X86_64, X86, AARCH64, ARM = 0xC000003E, 0x40000003, 0xC00000B7, 0x40000028
@@ -159,13 +160,13 @@ def compile_with_libseccomp(profile: dict[str, Any]) -> Program:
     """Compile as crun does: every rule by name, conditions together, or one by one where an index repeats."""
     library = LIBRARY
     assert library is not None
-    default = bpf._action(profile["defaultAction"], profile.get("defaultErrnoRet")).action
+    default = verdict_of(profile["defaultAction"], profile.get("defaultErrnoRet")).action
     context = library.seccomp_init(default)
     try:
         for name in profile.get("architectures", ()):
             assert library.seccomp_arch_add(context, TOKENS[name]) in (0, -17)
         for rule in profile.get("syscalls", ()):
-            action = bpf._action(rule["action"], rule.get("errnoRet")).action
+            action = verdict_of(rule["action"], rule.get("errnoRet")).action
             if action == default:
                 continue
             for name in rule["names"]:
@@ -265,7 +266,7 @@ def test_any_rule_equals_libseccomps(
     }
     try:
         ours = bpf.compile_profile(profile, "x86_64")
-    except bpf.Unsupported:
+    except Unsupported:
         assert "SCMP_ARCH_X86" in architectures  # socketcall and ipc are what ours leaves to libseccomp
         return
     theirs = compile_with_libseccomp(profile)
