@@ -59,7 +59,7 @@ def build(config: Config) -> Node:
             period=config.runtime.stats_collect_period, layer_period=config.images.stats_collect_period
         ),
         happenings=happenings,
-        settle=recovery.settle,
+        settle=recovery.soon,
     )
 
 

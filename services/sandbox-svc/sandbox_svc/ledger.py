@@ -31,8 +31,9 @@ class Ledger:
             try:
                 self._undoers[entry.kind](entry)
                 done.append(entry)
-            except (BulkheadError, OSError) as error:
-                logger.warning("%s: undoing its %s failed: %s", owner[:13], entry.kind, error)
+            except Exception as error:  # one thing that cannot be undone must not keep the others
+                expected = isinstance(error, BulkheadError | OSError)
+                logger.warning("%s: undoing its %s failed: %s", owner[:13], entry.kind, error, exc_info=not expected)
                 errors.append(error)
         if done:
             self._database.undone(done)

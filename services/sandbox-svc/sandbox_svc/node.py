@@ -43,7 +43,7 @@ class Node:
     background: Background
     collector: Collector
     happenings: Happenings
-    #: sandbox_svc.recovery.settle.
+    #: sandbox_svc.recovery.soon.
     settle: Callable[["Node", Pod], None]
     pod_names: Names = field(default_factory=Names)
     container_names: Names = field(default_factory=Names)
@@ -64,7 +64,7 @@ class Node:
 
     def reconnector(self, pod: Pod) -> Callable[[], None]:
         """Return what to call when the connection to a pod's shim breaks: the pod is settled anew."""
-        return lambda: self.background.behind("settle", self.settle, self, pod)
+        return lambda: self.settle(self, pod)
 
     def container_source(self, container: Container) -> ContainerSource:
         """Return where a container's usage is read."""

@@ -5,6 +5,7 @@ doubt; one that has not is UNKNOWN until its exit has been fetched from the shim
 parallel, and whatever goes wrong with one stays with that one.
 """
 
+import contextlib
 import logging
 import time
 from concurrent.futures import Future
@@ -13,9 +14,8 @@ from dataclasses import replace
 from bulkhead import metrics
 from bulkhead.errors import BulkheadError, NotFound, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import cgroup, past_shim, process, reserve, trees, undo, watch
+from sandbox_svc import cgroup, leftovers, past_shim, process, reserve, trees, undo, watch
 from sandbox_svc.node import Node
-from sandbox_svc.rpc import remove_container, remove_pod_sandbox
 from sandbox_svc.store.entities import Container, Pod
 from sandbox_svc.store.records import Exit, Phase, ShimBinding
 from sandbox_svc.task.link import Link
@@ -26,88 +26,99 @@ logger = logging.getLogger(__name__)
 #: Seconds a living shim is given to take a connection before its pod is left unsettled for the next try.
 CONNECT_PATIENCE = 10.0
 RETRY_PERIOD = 15.0
+#: Seconds from the beginning of one settling of a pod to that of the next.
+SPACING = 1.0
+_HALF = {Phase.CREATING: "made", Phase.REMOVING: "removed"}
 
 
 def load(node: Node) -> None:
     """Fill the read model from disk, marking as uncertain what is not seen to run; fast, and done before serving."""
     trees.remove(node.config.state / "idmapped")
     pods, containers = node.database.load()
+    present: dict[str, Pod] = {}
     for record in pods:
-        pod = Pod(record, node.database)
+        if record.phase is not Phase.PRESENT:
+            logger.info("pod %s was half %s when sandbox-svc ended: taken back", record.id, _HALF[record.phase])
+            node.database.forget(record)  # what was made for it is left over now
+            continue
+        present[record.id] = pod = Pod(record, node.database)
         pod.settled.clear()
         pod.uncertain = record.ready and not process.alive(record.process)
         if record.shim is not None:
             pod.link = Link(record.shim, node.reconnector(pod))
         node.model.add_pod(pod)
-        if record.phase is Phase.PRESENT:
-            node.pod_names.hold(reserve.pod_name(record.config.metadata), record.id)
-    known = {pod.id: pod for pod in node.model.everything()}
+        node.pod_names.hold(reserve.pod_name(record.config.metadata), record.id)
     for entry in containers:
-        if entry.sandbox_id not in known:
-            logger.error("container %s belongs to no pod we know; what was made for it is taken back", entry.id)
+        if entry.phase is not Phase.PRESENT or entry.sandbox_id not in present:
+            logger.info("container %s of pod %s, half made or removed, is taken back", entry.id, entry.sandbox_id)
             node.database.forget(entry)
             continue
-        container = Container(entry, known[entry.sandbox_id], node.database)
+        container = Container(entry, present[entry.sandbox_id], node.database)
         container.uncertain = entry.state == cri.CONTAINER_RUNNING and not process.alive(entry.process)
         node.model.add_container(container)
-        if entry.phase is Phase.PRESENT:
-            name = reserve.container_name(entry.config.metadata, entry.sandbox_id)
-            node.container_names.hold(name, entry.id)
+        node.container_names.hold(reserve.container_name(entry.config.metadata, entry.sandbox_id), entry.id)
 
 
 def start(node: Node) -> "list[Future[None]]":
-    """Settle every pod in the background, and take back what belongs to nobody."""
-    settling = [node.background.operation(_recover, node, pod) for pod in node.model.everything()]
-    known = set(node.model.keys())
-    orphans = node.database.owners() - known
-    for owner in orphans:
-        node.background.behind("orphan", node.ledger.undo, owner)
+    """Settle every recovered pod in the background, and take back what belongs to nobody."""
+    recovered = [pod for pod in node.model.everything() if not pod.settled.is_set()]
+    settling = [node.background.operation(_recover, node, pod) for pod in recovered]
+    node.background.behind("leftovers", leftovers.watch, node)
     return settling
 
 
 def _recover(node: Node, pod: Pod) -> None:
     try:
         with metrics.stage("pod_recovery"):
-            if pod.record.phase is Phase.CREATING:
-                logger.info("pod %s was half made when sandbox-svc ended: taken back", pod.id)
-                _discard(node, pod)
-            elif pod.record.phase is Phase.REMOVING:
-                remove_pod_sandbox.clean_up(node, pod)
-            else:
-                settle(node, pod)
-    except Exception:
-        metrics.ERRORS.labels("recovery").inc()
-        logger.exception("pod %s could not be settled", pod.id)
+            settle(node, pod)
     finally:
         pod.settled.set()
 
 
-def _discard(node: Node, pod: Pod) -> None:
-    if not node.ledger.undo(pod.id):
-        node.database.forget(pod.record)
-        node.model.drop_pod(pod)
+def soon(node: Node, pod: Pod, delay: float = 0.0) -> None:
+    """Have a pod settled in the background after a delay in seconds; asked again before that, it is done once.
+
+    A shim that takes connections only to hang up is followed once in SPACING seconds.
+    """
+    with pod.condition:
+        if pod.settling_due:
+            return
+        pod.settling_due = True
+        delay = max(delay, pod.settling_began + SPACING - time.monotonic())
+    node.background.behind("settle", _when_due, node, pod, delay)
+
+
+def _when_due(node: Node, pod: Pod, delay: float) -> None:
+    if delay <= 0 or not node.background.stopping.wait(delay):
+        settle(node, pod)
 
 
 def settle(node: Node, pod: Pod) -> None:
-    """Bring one pod's records in line with its shim, or with the lack of one."""
+    """Bring one pod's records in line with its shim, or with the lack of one; try again later if that fails."""
+    with pod.condition:
+        pod.settling_due, pod.settling_began = False, time.monotonic()
     with pod.operation:
         if pod.record.phase is not Phase.PRESENT:
             return  # its creation or removal, which has the shim's end before it, knows what to do
-        for container in node.model.containers_of(pod):
-            if container.record.phase is not Phase.PRESENT:
-                remove_container.clean_up(node, container)
-        link = _reach(node, pod)
-        if link is None:
-            return
         try:
+            link = _reach(node, pod)
+            if link is None:
+                return
             reported = _reported(link)
             members: list[Pod | Container] = [pod, *node.model.containers_of(pod)]
             for entity in members:
-                _settle_one(node, entity, link, reported)
-        except BulkheadError as error:
+                # One that is being created has no process yet; one that is being started is waited for.
+                if entity.record.phase is Phase.PRESENT:
+                    with contextlib.nullcontext() if entity.record.started_at else entity.operation:
+                        _settle_one(node, entity, link, reported)
+        except Exception as error:
             # A shim that does not answer one question is not asked all the others: each would wait as long.
-            logger.warning("pod %s is not settled: %s; tried again in %.0f s", pod.id, error, RETRY_PERIOD)
-            node.background.behind("settle", _later, node, pod)
+            metrics.ERRORS.labels("settle").inc()
+            expected = isinstance(error, BulkheadError)
+            logger.warning(
+                "pod %s is not settled: %s; tried again in %.0f s", pod.id, error, RETRY_PERIOD, exc_info=not expected
+            )
+            soon(node, pod, RETRY_PERIOD)
 
 
 def _reach(node: Node, pod: Pod) -> Link | None:
@@ -120,7 +131,7 @@ def _reach(node: Node, pod: Pod) -> Link | None:
         # A killed process hangs up a moment before it counts as dead, so it is looked at again.
         if process.alive(pod.link.binding.process):
             logger.warning("pod %s: its shim lives but does not answer; tried again in %.0f s", pod.id, RETRY_PERIOD)
-            node.background.behind("settle", _later, node, pod)
+            soon(node, pod, RETRY_PERIOD)
             return None
     _shim_is_dead(node, pod)
     return None
@@ -140,11 +151,6 @@ def _replace_keeper(node: Node, pod: Pod, binding: ShimBinding) -> None:
     entry = undo.shim(renewed)
     node.database.amend(pod.id, entry.kind, entry.data)
     pod.update(shim=renewed)
-
-
-def _later(node: Node, pod: Pod) -> None:
-    if not node.background.stopping.wait(RETRY_PERIOD):
-        settle(node, pod)
 
 
 def _connected(node: Node, link: Link) -> bool:

@@ -33,8 +33,10 @@ def remove(path: Path) -> None:
     unmount(path)
     if left := mounts_below(path):
         raise FailedPrecondition(f"{path} is not removed: {left[0]} is still mounted")
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+    while os.path.lexists(path):
+        # Another thread that removes the same tree makes this one stumble; neither may leave the rest to the other.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def _unescape(text: str) -> str:

@@ -12,7 +12,7 @@ from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import past_shim, process
 from sandbox_svc.ledger import Ledger
 from sandbox_svc.rpc import stop_container, stop_pod_sandbox
-from sandbox_svc.store.records import Exit
+from sandbox_svc.store.records import Exit, Process
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_the_stop_signal_reaches_the_process_past_a_silent_shim(world: Any, monk
     """A hung shim does not cost the container its grace."""
     world.link.refuse = DeadlineExceeded("it hangs")
 
-    def heed(target: process.Process | None, number: int = 9) -> bool:
+    def heed(target: Process | None, number: int = 9) -> bool:
         assert (target, number) == (world.container.record.process, 15)
         world.container.finished(Exit(0, 5))
         return True

@@ -20,7 +20,7 @@ from sandbox_svc.oci import apparmor_default
 from sandbox_svc.oci.model import ContainerInput, Json
 from sandbox_svc.oci.spec import container_spec, image_volumes, needed_directories
 from sandbox_svc.rootfs_users import read as rootfs_users
-from sandbox_svc.rpc import bundle
+from sandbox_svc.rpc import bundle, remove_container
 from sandbox_svc.rpc.run_pod_sandbox import wait_for
 from sandbox_svc.store.entities import Container, Pod
 from sandbox_svc.store.records import ContainerRecord, Phase
@@ -64,9 +64,7 @@ def _create(node: Node, pod: Pod, config: cri.ContainerConfig, ident: str) -> st
             creation.run()
         except BaseException as error:
             logger.warning("container %s: %s failed: %s", ident, creation.step, error)
-            if not node.ledger.undo(ident):
-                node.database.forget(container.record)
-            node.model.drop_container(container)
+            remove_container.clean_up(node, container)
             if isinstance(error, BulkheadError):
                 raise type(error)(f"{creation.step}: {error}") from error
             raise Internal(f"{creation.step}: {type(error).__name__}: {error}") from error
@@ -89,6 +87,8 @@ class _Creation:
         config, sandbox = container.record.config, pod.record.config
         self.step = "resolving the image"
         image = node.images.resolve(config.image.image, pod.record.handler)
+        # In the model before the ledger: what only the ledger knows is taken for left over.
+        node.model.add_container(container)
         container.update(
             (
                 undo.directory(node.container_directory(ident)),
@@ -96,7 +96,6 @@ class _Creation:
                 undo.directory(node.bundle(ident)),
             )
         )
-        node.model.add_container(container)
         self.step = "preparing the snapshot"
         prepared = node.images.prepare(
             ident,

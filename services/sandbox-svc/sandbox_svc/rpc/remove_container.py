@@ -39,7 +39,7 @@ def remove(node: Node, container: Container, context: grpc.ServicerContext | Non
 
 
 def clean_up(node: Node, container: Container) -> None:
-    """Undo all that was made for a removed container, then forget it; what fails is tried again at the next start."""
-    if not node.ledger.undo(container.id):
-        node.database.forget(container.record)
-        node.model.drop_container(container)
+    """Undo all that was made for a container and forget it; what fails is left over (sandbox_svc.leftovers)."""
+    node.ledger.undo(container.id)
+    node.database.forget(container.record)
+    node.model.drop_container(container)

@@ -36,12 +36,12 @@ def remove_pod_sandbox(
 
 
 def clean_up(node: Node, pod: Pod) -> None:
-    """Undo all that was made for a removed pod and its containers; what fails is tried again at the next start."""
+    """Undo all that was made for a pod and its containers, and forget them; what fails is left over."""
     with pod.operation:
         for container in node.model.containers_of(pod):
             remove_container.clean_up(node, container)
-        if not node.model.containers_of(pod) and not node.ledger.undo(pod.id):
-            if pod.link is not None:
-                pod.link.close()
-            node.database.forget(pod.record)
-            node.model.drop_pod(pod)
+        node.ledger.undo(pod.id)
+        if pod.link is not None:
+            pod.link.close()
+        node.database.forget(pod.record)
+        node.model.drop_pod(pod)

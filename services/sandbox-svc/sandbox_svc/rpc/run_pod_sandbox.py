@@ -101,9 +101,9 @@ def _create(node: Node, config: cri.PodSandboxConfig, asked: str, runtime: Resol
 
 
 def _take_back(node: Node, pod: Pod) -> None:
-    """Undo a creation; what cannot be undone now is tried again at the next start."""
-    if not node.ledger.undo(pod.id):
-        node.database.forget(pod.record)
+    """Undo a creation; what cannot be undone now is left over (sandbox_svc.leftovers)."""
+    node.ledger.undo(pod.id)
+    node.database.forget(pod.record)
     node.model.drop_pod(pod)
 
 
@@ -126,8 +126,9 @@ class _Creation:
         attached = attachment(ident, str(where), self._config)
         network = node.network(self._runtime.name)
         plan = network.plan(attached) if self._networked else AddResult()
-        pod.update(self._intents(attached, plan), netns=str(where) if self._networked else "")
+        # In the model before the ledger: what only the ledger knows is taken for left over.
         node.model.add_pod(pod)
+        pod.update(self._intents(attached, plan), netns=str(where) if self._networked else "")
         self.step = "making the pod's namespaces"
         with metrics.stage("netns"):
             self._make_namespaces(where)

@@ -5,15 +5,21 @@ connection under one lock, since every transaction is a handful of rows.
 """
 
 import json
+import logging
+import os
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError
 
 from bulkhead.errors import FailedPrecondition
 from sandbox_svc.store.records import ContainerRecord, SandboxRecord
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 
@@ -37,6 +43,7 @@ class Entry:
 
 
 Record = SandboxRecord | ContainerRecord
+R = TypeVar("R", SandboxRecord, ContainerRecord)
 
 
 class Database:
@@ -44,6 +51,10 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
+        # Records hold containers' environments. SQLite gives its log beside the file the file's own mode, so that must
+        # be right before the first write.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        path.chmod(0o600)
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
@@ -55,7 +66,6 @@ class Database:
                 f"{path} has format {version}, written by a newer release; this one knows {VERSION}"
             )
         self._connection.execute(f"PRAGMA user_version={VERSION}")
-        path.chmod(0o600)
 
     def close(self) -> None:
         """Close the file; later calls raise sqlite3.ProgrammingError."""
@@ -63,13 +73,13 @@ class Database:
             self._connection.close()
 
     def load(self) -> tuple[list[SandboxRecord], list[ContainerRecord]]:
-        """Return every record, oldest first."""
+        """Return every record, oldest first, but for those that cannot be read: one must not keep all others."""
         with self._lock:
-            pods = self._connection.execute("SELECT data, config FROM sandboxes").fetchall()
-            containers = self._connection.execute("SELECT data, config FROM containers").fetchall()
+            pods = self._connection.execute("SELECT id, data, config FROM sandboxes").fetchall()
+            containers = self._connection.execute("SELECT id, data, config FROM containers").fetchall()
         return (
-            sorted((SandboxRecord.from_json(json.loads(d), c) for d, c in pods), key=lambda r: r.created_at),
-            sorted((ContainerRecord.from_json(json.loads(d), c) for d, c in containers), key=lambda r: r.created_at),
+            sorted(_readable(pods, SandboxRecord.from_json), key=lambda r: r.created_at),
+            sorted(_readable(containers, ContainerRecord.from_json), key=lambda r: r.created_at),
         )
 
     def save(self, record: Record, intents: Iterable[Entry] = ()) -> None:
@@ -120,6 +130,14 @@ class Database:
     def _insert(self, owner: str, intents: Iterable[Entry]) -> None:
         rows = [(owner, e.kind, json.dumps(e.data)) for e in intents]
         self._connection.executemany("INSERT INTO ledger (owner, kind, data) VALUES (?, ?, ?)", rows)
+
+
+def _readable(rows: Iterable[tuple[str, str, bytes]], parse: Callable[[dict[str, Any], bytes], R]) -> Iterator[R]:
+    for ident, data, config in rows:
+        try:
+            yield parse(json.loads(data), config)
+        except (ValueError, KeyError, TypeError, AttributeError, DecodeError) as error:
+            logger.error("the record of %s cannot be read, what was made for it is taken back: %r", ident, error)
 
 
 def _table(record: Record) -> str:
