@@ -32,6 +32,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     registry: "FakeRegistry"
     timeout = 10
+    #: A body after its head would else wait for the client's delayed acknowledgement, 40 ms an answer.
+    disable_nagle_algorithm = True
 
     def answer(self) -> None:
         """Answer one request."""
@@ -200,9 +202,9 @@ class FakeUnpack:
         self.trees[name] = []
         self.settled.append(name)
 
-    def usage(self, name: str) -> Usage:
-        """Return a size that shows it came from here."""
-        return Usage(4096, 1)
+    def usages(self, names: Sequence[str]) -> dict[str, Usage]:
+        """Return sizes that show they came from here."""
+        return {name: Usage(4096, 1) for name in names if name in self.trees}
 
     def list(self) -> list[tuple[str, bool]]:
         """Return what is there."""

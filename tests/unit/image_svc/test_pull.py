@@ -429,6 +429,10 @@ def test_cancelled_pull_stops_the_download(node: Node, registry: FakeRegistry) -
 
     def hang_up() -> None:
         began.wait(5)
+        # What the registry has sent is kept once it was read from the socket.
+        until = time.monotonic() + 5
+        while not node.content.partial(digest(blob)).stat().st_size and time.monotonic() < until:
+            time.sleep(0.005)
         patience.cancel()
 
     threading.Thread(target=hang_up).start()
