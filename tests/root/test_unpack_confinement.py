@@ -23,7 +23,6 @@ from bulkhead.errors import (
     Cancelled,
     Internal,
     InvalidArgument,
-    NotFound,
     PermissionDenied,
     ResourceExhausted,
     Unavailable,
@@ -370,8 +369,7 @@ def test_a_second_helper_is_refused(helper: Helper) -> None:
 
     assert second.returncode == 1
     assert "in use by another unpack helper" in second.stderr
-    with pytest.raises(NotFound):
-        helper.client.usage("999999999")
+    assert helper.client.usages(["999999999"]) == {}
 
 
 def test_an_unknown_user_is_named() -> None:

@@ -162,13 +162,18 @@ class Lifecycle:
             self.loop.detach(container.runtime.call(["resume", container.id], container.bundle, 0))
 
     def kill_group(self, process: Process) -> bool:
-        """Kill a process and, where it leads a group as runtimes make it, the whole group; whether it was alive."""
+        """Kill an exec and its process group, which holds what it started; whether it was alive.
+
+        runc makes it the leader of its group, crun leaves it in the group that the shim made for the runtime.
+        """
         if process.end is not None or not self.reaper.alive(process.pid):
             return False
-        if os.getpgid(process.pid) == process.pid:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
+        group, container = os.getpgid(process.pid), self.containers.get(process.container_id)
+        init = container.init.pid if container is not None else 0
+        if group in (os.getpgrp(), os.getpgid(init) if self.reaper.alive(init) else 0):
             os.kill(process.pid, signal.SIGKILL)
+        else:
+            os.killpg(group, signal.SIGKILL)
         return True
 
     async def freeze(self, container: Container, action: str) -> None:
