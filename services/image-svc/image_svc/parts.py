@@ -54,6 +54,6 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
         catalogue=Catalogue(store, config.images.pinned_images.values()),
         puller=Puller(config, content, store, client, gatekeeper, leases),
         collector=Collector(store, content, client, leases, discard_unpacked_layers=discard),
-        usage=ContainerUsage(store, snapshotters.get(), config.images.stats_collect_period),
+        usage=ContainerUsage(store, client, config.images.stats_collect_period),
         recovery=Recovery(store, content, client),
     )

@@ -35,6 +35,11 @@ class Recovery:
             self._content.remove(digest)
             telemetry.REMOVED.labels("blob").inc()
         self._store.remove_blobs([digest for digest in recorded if not self._content.has(digest)])
+        # Such an image can neither be run nor described; once it is not listed, the kubelet pulls it again.
+        lost = [row for row in self._store.image_rows() if not self._content.has(row[0])]
+        self._store.remove_names(row[-1] for row in lost)
+        for image_id in sorted({row[0] for row in lost}):
+            logger.error("image %s has lost its configuration and must be pulled again", image_id)
 
     def run(self) -> None:
         """Make records and directories agree as soon as the unpack helper is there; returns when that is done."""

@@ -4,8 +4,8 @@ import logging
 import threading
 
 from bulkhead.errors import BulkheadError
-from image_svc.snapshots import Snapshotter, Usage
 from image_svc.store import Store
+from image_svc.unpack.client import UnpackClient, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 class ContainerUsage:
     """Walks the containers' snapshots every `period` seconds; answers are as old as that, never waited for."""
 
-    def __init__(self, store: Store, snapshotter: Snapshotter, period: float) -> None:
+    def __init__(self, store: Store, client: UnpackClient, period: float) -> None:
         self._store = store
-        self._snapshotter = snapshotter
+        self._client = client
         self._period = max(period, 1.0)
         self._by_key: dict[str, Usage] = {}
         self._stopped = threading.Event()
@@ -36,18 +36,16 @@ class ContainerUsage:
         return Usage(sum(each.bytes for each in found), sum(each.inodes for each in found))
 
     def measure(self) -> None:
-        """Walk every container's snapshot once."""
-        measured: dict[str, Usage] = {}
-        for snapshot in self._store.snapshots():
-            if self._stopped.is_set():
-                return
-            try:
-                measured[snapshot.key] = self._snapshotter.usage(str(snapshot.name))
-            except BulkheadError as error:
-                logger.debug("usage of container %s: %s", snapshot.key, error)
-                if snapshot.key in self._by_key:
-                    measured[snapshot.key] = self._by_key[snapshot.key]
-        self._by_key = measured
+        """Walk every container's snapshot once; one that could not be counted keeps its last figures."""
+        keys = {str(snapshot.name): snapshot.key for snapshot in self._store.snapshots()}
+        try:
+            found = self._client.usages(list(keys))
+        except BulkheadError as error:
+            logger.debug("usage of containers: %s", error)
+            return
+        measured = {keys[name]: usage for name, usage in found.items()}
+        kept = {key: self._by_key[key] for key in keys.values() if key in self._by_key}
+        self._by_key = kept | measured
 
     def _run(self) -> None:
         while not self._stopped.wait(self._period):

@@ -6,7 +6,9 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,7 +17,9 @@ from image_svc.ingest import Ingest
 from image_svc.layers import Unpacking
 from image_svc.patience import Patience
 from image_svc.registry.repository import Repository
-from image_svc.store import Store
+from image_svc.store import Snapshot, Store
+from image_svc.unpack.client import UnpackClient, Usage
+from image_svc.usage import ContainerUsage
 from support.fake_registry import FakeRegistry, Handler
 from support.image_node import Node
 from support.images import Image, digest
@@ -187,3 +191,33 @@ def test_size_beyond_reason(node: Node, registry: FakeRegistry, image: Image, si
 
     with pytest.raises(FailedPrecondition, match="is not a number of bytes"):
         node.pull(f"{registry.address}/app:1")
+
+
+def test_lost_configuration(make_node: Callable[..., Node], registry: FakeRegistry, image: Image) -> None:
+    """An image whose configuration is gone is not listed after the next start, and a pull brings it back."""
+    registry.push("app", "1", image)
+    node = make_node()
+    image_id = node.pull(f"{registry.address}/app:1")
+    node.content.remove(image_id)
+
+    node = make_node()
+    node.recovery.blobs()
+    assert node.catalogue.images() == []
+
+    assert node.pull(f"{registry.address}/app:1") == image_id
+    assert node.content.has(image_id)
+
+
+def test_usage_of_containers(node: Node) -> None:
+    """All containers are counted at once; one that cannot be now keeps its figures, one that is gone does not."""
+    usage = ContainerUsage(node.store, cast(UnpackClient, node.unpack), 10.0)
+    for number in (1, 2):
+        node.store.add_snapshot(Snapshot(f"c{number}", number, "overlayfs", "i", "m", ""))
+        node.unpack.prepare(str(number), [])
+    usage.measure()
+    assert usage.total() == Usage(8192, 2)
+
+    node.unpack.trees.clear()
+    node.store.remove_snapshot("c1")
+    usage.measure()
+    assert usage.total() == Usage(4096, 1)

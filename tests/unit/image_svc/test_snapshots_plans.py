@@ -10,7 +10,7 @@ from bulkhead.errors import InvalidArgument
 from image_svc.snapshots import Mount, Prepared, open_snapshotter
 from image_svc.snapshots.native import Native
 from image_svc.snapshots.overlayfs import Overlayfs
-from image_svc.unpack.client import UnpackClient, Usage
+from image_svc.unpack.client import UnpackClient
 
 DIRECTORY = Path("/var/lib/bulkhead/io.bulkhead/snapshots")
 
@@ -30,9 +30,6 @@ class Recorder(UnpackClient):
 
     def remove(self, name: str, *, timeout: float = 0) -> None:
         self.calls.append(("remove", name))
-
-    def usages(self, names: Sequence[str], *, timeout: float = 0) -> dict[str, Usage]:
-        return {name: Usage(4096, 1) for name in names}
 
 
 @pytest.fixture
@@ -119,7 +116,6 @@ def test_bad_names_never_reach_the_helper(client: Recorder, kind: str) -> None:
     snapshotter = open_snapshotter(kind, Path("/var/lib/x"), client)
 
     assert snapshotter.name == kind
-    assert snapshotter.usage("9") == Usage(4096, 1)
     for name, chain in (("../1", ["1"]), ("9", ["x"]), ("9", ["1", "1"])):
         with pytest.raises(InvalidArgument):
             snapshotter.prepare(name, chain)

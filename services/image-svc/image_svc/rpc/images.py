@@ -35,13 +35,19 @@ class RunImages(ImagesServicer):
             image_id=image.id,
             repo_tags=image.repo_tags,
             repo_digests=image.repo_digests,
-            config_json=self._parts.content.read(image.id),
+            config_json=self._configuration(image),
             chain_id=image.chain_id,
             manifest_digest=manifest,
             size=image.size,
             encrypted=manifest in image.encrypted,
             pinned=image.pinned,
         )
+
+    def _configuration(self, image: Image) -> bytes:
+        try:
+            return self._parts.content.read(image.id)
+        except FileNotFoundError as error:
+            raise NotFound(f"image {image.id} has lost its configuration; pull the image again") from error
 
     @rpc.long_call
     def Prepare(self, request: images_pb2.PrepareRequest, context: grpc.ServicerContext) -> images_pb2.PrepareResponse:

@@ -10,9 +10,9 @@ from bulkhead.errors import InvalidArgument
 from image_svc.snapshots.base import Mount, Prepared, Snapshotter
 from image_svc.snapshots.native import Native
 from image_svc.snapshots.overlayfs import Overlayfs
-from image_svc.unpack.client import UnpackClient, Usage
+from image_svc.unpack.client import UnpackClient
 
-__all__ = ["Mount", "Prepared", "Snapshotter", "Usage", "open_snapshotter"]
+__all__ = ["Mount", "Prepared", "Snapshotter", "open_snapshotter"]
 
 
 def open_snapshotter(name: str, root: Path, client: UnpackClient) -> Snapshotter:

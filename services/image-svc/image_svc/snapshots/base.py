@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from image_svc.unpack.client import Usage
-
 
 @dataclass(frozen=True)
 class Mount:
@@ -40,6 +38,3 @@ class Snapshotter(Protocol):
 
     def remove(self, name: str) -> None:
         """Drop a snapshot; nothing by that name is success. The files go in the background."""
-
-    def usage(self, name: str) -> Usage:
-        """Count what a writable snapshot's own files take; NotFound if there is none."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from image_svc.snapshots.base import Mount, Prepared
 from image_svc.unpack import protocol
-from image_svc.unpack.client import UnpackClient, Usage
+from image_svc.unpack.client import UnpackClient
 
 
 class Native:
@@ -30,10 +30,6 @@ class Native:
     def remove(self, name: str) -> None:
         """Drop a snapshot; nothing by that name is success."""
         self._client.remove(name)
-
-    def usage(self, name: str) -> Usage:
-        """Count what the copy and the container's writes take."""
-        return self._client.usage(name)
 
     def _copy(self, name: str, chain: Sequence[str]) -> str:
         protocol.names([name, *chain])

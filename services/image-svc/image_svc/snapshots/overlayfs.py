@@ -7,7 +7,7 @@ from pathlib import Path
 from bulkhead.errors import InvalidArgument
 from image_svc.snapshots.base import Mount, Prepared
 from image_svc.unpack import protocol
-from image_svc.unpack.client import UnpackClient, Usage
+from image_svc.unpack.client import UnpackClient
 
 #: There since Linux 4.13; an index would tie an upper directory to one lower stack and forbid sharing layers.
 INDEX_PARAMETER = "/sys/module/overlay/parameters/index"
@@ -57,10 +57,6 @@ class Overlayfs:
     def remove(self, name: str) -> None:
         """Drop a snapshot; nothing by that name is success."""
         self._client.remove(name)
-
-    def usage(self, name: str) -> Usage:
-        """Count what the upper directory takes."""
-        return self._client.usage(name)
 
     def _tree(self, name: str) -> str:
         return str(self._directory / name / "fs")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bulkhead import seqpacket
-from bulkhead.errors import DeadlineExceeded, NotFound, Unavailable, from_code
+from bulkhead.errors import DeadlineExceeded, Unavailable, from_code
 from image_svc.unpack.protocol import Limits, Unpacked
 
 #: Seconds beyond a limit the helper itself keeps before its silence counts as a failure.
@@ -74,18 +74,11 @@ class UnpackClient:
         """Take the snapshot away at once; its files go in the background. Nothing by that name is success."""
         self._call({"op": "remove", "name": name}, timeout)
 
-    def usage(self, name: str, *, timeout: float = 60.0) -> Usage:
-        """Count the blocks and inodes of a snapshot's tree; NotFound if there is none.
-
-        For layers Unpacked says so already; this walks the tree.
-        """
-        found = self.usages([name], timeout=timeout)
-        if name not in found:
-            raise NotFound(f"snapshot {name} does not exist")
-        return found[name]
-
     def usages(self, names: Sequence[str], *, timeout: float = 60.0) -> dict[str, Usage]:
-        """Count the blocks and inodes of several snapshots in one go; those that are not there are left out."""
+        """Walk snapshots' trees and count their blocks and inodes; those that are not there are left out.
+
+        For layers Unpacked says so already.
+        """
         found: dict[str, Usage] = {}
         for start in range(0, len(names), _PAGE):
             page = list(names[start : start + _PAGE])
