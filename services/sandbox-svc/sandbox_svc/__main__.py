@@ -94,7 +94,7 @@ def serve(config: Config) -> None:
 def _leave_nothing(state: Path) -> None:
     """Remove the directories that hold pods' things, now that there are no pods; one that is not empty stays."""
     trees.unmount(state / "netns")
-    for name in ("netns", "userns", "shm", "bundles", "s", "runtime", "idmapped"):
+    for name in ("netns", "userns", "shm", "bundles", "s", "runtime", "idmapped", "image-volumes"):
         for directory, _, _ in os.walk(state / name, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)

@@ -120,6 +120,10 @@ class Node:
         """Return the ids of a pod with a user namespace."""
         return usermap.of_pod(pod.record.config, self.config.state / "userns" / pod.id)
 
+    def image_directory(self, ident: str) -> Path:
+        """Return where the images are mounted that a container has as volumes."""
+        return self.config.state / "image-volumes" / ident
+
     def id_stage(self, ident: str) -> Path:
         """Return where a container's layers are mapped while its rootfs is mounted."""
         return self.config.state / "idmapped" / ident

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bulkhead import metrics
 from bulkhead.errors import AlreadyExists, BulkheadError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import pod_files, reserve, undo, validate
+from sandbox_svc import image_mounts, pod_files, reserve, undo, validate
 from sandbox_svc.images import Image
 from sandbox_svc.node import Node
 from sandbox_svc.oci import apparmor_default
@@ -94,6 +95,7 @@ class _Creation:
                 undo.directory(node.container_directory(ident)),
                 undo.snapshot(ident),
                 undo.directory(node.bundle(ident)),
+                *image_mounts.intents(container.record, node.image_directory(ident)),
             )
         )
         self.step = "preparing the snapshot"
@@ -103,8 +105,10 @@ class _Creation:
             snapshotter=node.runtimes.resolve(pod.record.handler).handler.snapshotter,
             pod=f"{sandbox.metadata.namespace}/{sandbox.metadata.name}",
         )
+        self.step = "mounting images"
+        mounted = image_mounts.mount_all(container.record, node.image_directory(ident), self._prepare_volume)
         self.step = "building the spec"
-        request = self._input(image, prepared)
+        request = self._input(image, prepared, mounted)
         with metrics.stage("container_spec"):
             for path in needed_directories(request):
                 os.makedirs(path, mode=0o755, exist_ok=True)
@@ -119,7 +123,17 @@ class _Creation:
         pod.require_ready()
         container.update(phase=Phase.PRESENT, **self._facts(image, prepared, spec))
 
-    def _input(self, image: Image, prepared: images_pb2.PrepareResponse) -> ContainerInput:
+    def _prepare_volume(self, reference: str, key: str) -> Sequence[images_pb2.Mount]:
+        """Make the snapshot of an image that is a volume; the kubelet has pulled it."""
+        node, record = self._node, self._pod.record
+        return node.images.prepare(
+            key,
+            node.images.resolve(reference, record.handler),
+            snapshotter=node.runtimes.resolve(record.handler).handler.snapshotter,
+            pod=f"{record.config.metadata.namespace}/{record.config.metadata.name}",
+        ).mounts
+
+    def _input(self, image: Image, prepared: images_pb2.PrepareResponse, mounted: Mapping[int, str]) -> ContainerInput:
         node, pod, container = self._node, self._pod, self._container
         runtime = node.runtimes.resolve(pod.record.handler)
         assert pod.record.process is not None
@@ -138,6 +152,7 @@ class _Creation:
             files=pod_files.paths(node.pod_directory(pod.id), node.shm(pod.id), pod.record.config),
             users=rootfs_users(prepared.mounts),
             target_pid=self._target_pid(),
+            image_mounts=mounted,
             volumes_directory=str(node.container_directory(container.id) / "volumes"),
             sandbox_process_label=pod.record.process_label,
         )

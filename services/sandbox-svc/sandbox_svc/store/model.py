@@ -82,9 +82,10 @@ class Model:
         return next((link for link in links if link is not None and link.binding.address == address), None)
 
     def keys(self) -> list[str]:
-        """Return the snapshot keys in use: the ids of all pods and containers."""
+        """Return the snapshot keys in use: the ids of all pods and containers, and those of images that are mounted."""
         with self._lock:
-            return [*self._pods, *self._containers]
+            images = [key for container in self._containers.values() for key in container.record.image_keys()]
+            return [*self._pods, *self._containers, *images]
 
 
 def _find(table: Mapping[str, T], ident: str, kind: str, lock: threading.Lock) -> T:

@@ -198,6 +198,18 @@ class ContainerRecord(_Record):
             return cri.CONTAINER_EXITED
         return cri.CONTAINER_RUNNING if self.started_at else cri.CONTAINER_CREATED
 
+    def image_mounts(self) -> dict[int, cri.Mount]:
+        """Return the mounts that are images, by their index in the config."""
+        return {index: mount for index, mount in enumerate(self.config.mounts) if mount.image.image}
+
+    def image_key(self, index: int) -> str:
+        """Return the snapshot key of the image that is mounted by that mount."""
+        return f"{self.id}-image-{index}"
+
+    def image_keys(self) -> list[str]:
+        """Return the snapshot keys of all mounted images."""
+        return [self.image_key(index) for index in self.image_mounts()]
+
     @classmethod
     def from_json(cls, value: dict[str, Any], config: bytes) -> Self:
         """Return the record that `to_json` and the config column describe."""
