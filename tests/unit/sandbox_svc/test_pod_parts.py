@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from bulkhead.proto import images_pb2
 from bulkhead.proto.containerd.bootstrap_pb2 import BootstrapResult
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import facts, pod_files, process, rootfs_users, service, stop_signal, trees, volumes
+from sandbox_svc.oci import users
 from sandbox_svc.oci.model import ImageVolume, RuntimeFacts
 from sandbox_svc.rpc.lists import batches
 from sandbox_svc.runtimes import Resolved, Runtimes
+from sandbox_svc.store import messages
 from sandbox_svc.store.records import ContainerRecord, Process
 from sandbox_svc.task import foreign, stdio
 
@@ -130,13 +133,36 @@ def test_an_image_cannot_point_passwd_at_the_node(tmp_path: Path) -> None:
     assert (found.passwd, found.group) == (None, None)
 
 
-def test_a_huge_passwd_is_read_in_part(tmp_path: Path) -> None:
-    """At most a mebibyte is taken."""
+def test_a_huge_passwd_is_refused_and_not_cut(tmp_path: Path) -> None:
+    """The line at the cut would name another user; no more is read than tells that it is too long."""
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/passwd").write_bytes(b"x" * (3 << 20))
-    passwd = rootfs_users.read(overlay(tmp_path)).passwd
-    assert passwd is not None
-    assert len(passwd) == rootfs_users.SIZE_LIMIT
+    with open(tmp_path / "etc/passwd", "wb") as file:
+        file.write(b"a:x:10:10::/:/bin/sh\n")
+        file.truncate(1 << 30)
+    found = rootfs_users.read(overlay(tmp_path))
+    assert found.passwd is not None
+    assert len(found.passwd) == rootfs_users.SIZE_LIMIT
+    with pytest.raises(InvalidArgument, match="/etc/passwd has more than"):
+        users.resolve("nobody", found, "user")
+
+
+def test_the_status_shows_the_signal_that_will_be_sent() -> None:
+    """The configuration's, else the image's; an image that names none leaves it to the default."""
+    container = ContainerRecord(id="c", sandbox_id="p", config=cri.ContainerConfig(), created_at=1)
+    for text, shown in (
+        ("", cri.SIGNAL_RUNTIME_DEFAULT),
+        ("SIGQUIT", cri.SIGNAL_SIGQUIT),
+        ("3", cri.SIGNAL_SIGQUIT),
+        ("RTMIN+3", cri.SIGNAL_SIGRTMINPLUS3),
+        ("RTMAX", cri.SIGNAL_SIGRTMAX),
+        ("nonsense", cri.SIGNAL_RUNTIME_DEFAULT),
+    ):
+        status = messages.container_status(replace(container, image_stop_signal=text), cri.CONTAINER_RUNNING)
+        assert status.stop_signal == shown, text
+    asked = replace(
+        container, config=cri.ContainerConfig(stop_signal=cri.SIGNAL_SIGUSR1), image_stop_signal="SIGQUIT"
+    )
+    assert messages.container_status(asked, cri.CONTAINER_RUNNING).stop_signal == cri.SIGNAL_SIGUSR1
 
 
 def test_volumes_begin_as_the_images_content(tmp_path: Path) -> None:

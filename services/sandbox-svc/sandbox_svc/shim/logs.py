@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 #: Pieces of a line never grow beyond this, whatever the configuration allows: the rest of a line waits in memory.
 PIECE_LIMIT = 1 << 20
 
-_last = (0, b"")
+#: The last second that was formatted, and its text.
+_last = (-1, b"")
 
 
 def timestamp(ns: int) -> bytes:
