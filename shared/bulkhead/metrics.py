@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 
@@ -18,6 +19,8 @@ from bulkhead import __version__
 
 logger = logging.getLogger(__name__)
 
+#: Connections to one face at a time.
+CONNECTION_LIMIT = 64
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 BUILD_INFO = Gauge("bulkhead_build_info", "Constant 1, labelled with service and version.", ["service", "version"])
@@ -79,12 +82,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class _Server(http.server.ThreadingHTTPServer):
+    """A thread a connection, up to a limit: any process of the node may connect, and stay silent until the time-out."""
+
     daemon_threads = True
 
     def __init__(self, listener: socket.socket, handler: type[_Handler]) -> None:
         super().__init__(listener.getsockname()[:2], handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
+        self._room = threading.Semaphore(CONNECTION_LIMIT)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread, or close it if there are too many."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection and make room for another."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
 
 def serve(

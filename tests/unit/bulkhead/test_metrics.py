@@ -1,0 +1,42 @@
+"""The face with metrics and health, which any process of the node can reach."""
+
+import socket
+import time
+import urllib.request
+
+import pytest
+
+from bulkhead import metrics
+
+
+def get(port: int, path: str) -> bytes:
+    """Return the body of an answer."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return bytes(answer.read())
+
+
+def test_paths() -> None:
+    """Metrics and health are served; what is not ready is told line by line."""
+    port = metrics.serve("test", list, notes=lambda: ["a note"])
+    assert b"bulkhead_build_info" in get(port, "/metrics")
+    assert get(port, "/healthz") == b"ok\n"
+    assert get(port, "/readyz") == b"ok\na note\n"
+
+
+def test_silent_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections beyond the limit are closed at once, and there is room again when others have ended."""
+    monkeypatch.setattr(metrics, "CONNECTION_LIMIT", 3)
+    port = metrics.serve("test", list)
+    silent = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(3)]
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as further:
+        assert further.recv(1) == b""
+    for sock in silent:
+        sock.close()
+    for _ in range(50):
+        try:
+            assert get(port, "/healthz") == b"ok\n"
+            break
+        except OSError:
+            time.sleep(0.05)
+    else:
+        pytest.fail("no room again")
