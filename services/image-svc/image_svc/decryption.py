@@ -7,6 +7,7 @@ from bulkhead import paths, rpc
 from bulkhead.errors import FailedPrecondition
 from bulkhead.proto import keys_pb2
 from bulkhead.proto.keys_pb2_grpc import KeysStub
+from image_svc import media
 from image_svc.patience import Patience
 from image_svc.store import Layer
 
@@ -26,7 +27,7 @@ class Gatekeeper:
 
         With an empty `key_model` nothing is asked: decryption is switched off on this node.
         """
-        locked = [layer for layer in layers if layer.media_type.endswith("+encrypted")]
+        locked = [layer for layer in layers if media.is_encrypted(layer.media_type)]
         if not locked:
             return
         if not self._key_model:

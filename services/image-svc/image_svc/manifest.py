@@ -34,7 +34,7 @@ class Manifest:
     @property
     def encrypted(self) -> bool:
         """Whether any layer is."""
-        return any(layer.media_type.endswith("+encrypted") for layer in self.layers)
+        return any(media.is_encrypted(layer.media_type) for layer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def parse(tree: dict[str, Any], where: str) -> Manifest:
         raise FailedPrecondition(f"{where}: {len(entries)} layers, at most {LAYER_LIMIT} are possible")
     layers = tuple(descriptor(entry, f"{where}: layers[{number}]") for number, entry in enumerate(entries))
     for number, layer in enumerate(layers):
-        media.layer_kind(layer.media_type, f"{where}: layers[{number}] {layer.digest}")
+        media.check_layer(layer.media_type, f"{where}: layers[{number}] {layer.digest}")
     if config.size > CONFIG_LIMIT:
         raise FailedPrecondition(f"{where}: config of {config.size} bytes, at most {CONFIG_LIMIT} are allowed")
     return Manifest(config, layers)

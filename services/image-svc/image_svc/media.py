@@ -1,6 +1,4 @@
-"""Media types of the two manifest families, and what a layer's type says about its bytes."""
-
-from dataclasses import dataclass
+"""Media types of the two manifest families, and which layers can be run."""
 
 from bulkhead.errors import FailedPrecondition
 
@@ -19,36 +17,33 @@ ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*"
 
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"
 _ENCRYPTED = "+encrypted"
-_LAYERS = {
-    "application/vnd.oci.image.layer.v1.tar": "",
-    "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
-    "application/vnd.docker.image.rootfs.diff.tar": "",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip": "gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd": "zstd",
-}
+# How they are compressed is seen from their first bytes.
+_LAYERS = frozenset(
+    {
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    }
+)
 _FOREIGN = ("application/vnd.docker.image.rootfs.foreign.", "application/vnd.oci.image.layer.nondistributable.")
 
 
-@dataclass(frozen=True)
-class LayerKind:
-    """How a layer's tar is wrapped."""
-
-    #: "gzip", "zstd" or "" for a plain tar.
-    compression: str
-    encrypted: bool
+def is_encrypted(media_type: str) -> bool:
+    """Whether a layer's bytes are encrypted."""
+    return media_type.endswith(_ENCRYPTED)
 
 
-def layer_kind(media_type: str, where: str) -> LayerKind:
-    """Return what a layer's media type promises; FailedPrecondition names a type that cannot be run."""
+def check_layer(media_type: str, where: str) -> None:
+    """Raise FailedPrecondition, which names the type, for a layer that cannot be run."""
     base = media_type.removesuffix(_ENCRYPTED)
-    if base in _LAYERS:
-        return LayerKind(_LAYERS[base], base != media_type)
     if base.startswith(_FOREIGN):
-        raise FailedPrecondition(
-            f"{where}: foreign layers ({media_type[:200]!r}) are not fetched: they lie at other servers"
-        )
-    raise FailedPrecondition(f"{where}: unknown layer media type {media_type[:200]!r}")
+        text = f"{where}: foreign layers ({media_type[:200]!r}) are not fetched: they lie at other servers"
+        raise FailedPrecondition(text)
+    if base not in _LAYERS:
+        raise FailedPrecondition(f"{where}: unknown layer media type {media_type[:200]!r}")
 
 
 def check_not_schema_1(media_type: str, version: object, where: str) -> None:

@@ -11,7 +11,7 @@ from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError, Unimplemented
 from bulkhead.metrics import stage
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import platforms, reference, telemetry
+from image_svc import media, platforms, reference, telemetry
 from image_svc.decryption import Gatekeeper
 from image_svc.download import Download
 from image_svc.ingest import Content
@@ -128,7 +128,7 @@ class Puller:
         telemetry.LAYERS.labels("present").inc(len(found.layers) - len(missing))
         if not missing:
             return
-        if locked := [layer for layer in missing if layer.media_type.endswith("+encrypted")]:
+        if locked := [layer for layer in missing if media.is_encrypted(layer.media_type)]:
             raise Unimplemented(f"layer {locked[0].digest}: a key is at hand, but decrypting layers is not built yet")
         slots = threading.Semaphore(self._config.images.max_concurrent_downloads or _UNLIMITED)
         with ExitStack() as stack:

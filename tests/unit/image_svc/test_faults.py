@@ -135,8 +135,12 @@ def test_store_goes_on_after_a_failed_commit(tmp_path: Path) -> None:
     store = Store(tmp_path / "images.db")
     store._connection.execute("PRAGMA max_page_count = 30")
 
+    def fill() -> None:
+        with store._change() as db:
+            db.executemany("INSERT INTO blobs VALUES (?,1)", [(f"sha256:{n:064x}",) for n in range(10_000)])
+
     with pytest.raises(ResourceExhausted, match=r"images\.db"):
-        store.add_blobs([(f"sha256:{n:064x}", 1) for n in range(10_000)])
+        fill()
 
     assert store.blobs() == set()
     store.add_blob("sha256:" + "0" * 64, 1)

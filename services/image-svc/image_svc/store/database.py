@@ -212,11 +212,6 @@ class Store:
         with self._change() as db:
             db.execute("INSERT INTO blobs VALUES (?,?) ON CONFLICT DO NOTHING", (digest, size))
 
-    def add_blobs(self, blobs: Iterable[tuple[str, int]]) -> None:
-        """Record blobs, each digest and size, whose bytes are durable."""
-        with self._change() as db:
-            db.executemany("INSERT INTO blobs VALUES (?,?) ON CONFLICT DO NOTHING", list(blobs))
-
     def usage(self) -> tuple[int, int]:
         """Return bytes and inodes of all blobs and unpacked layers."""
         rows = self._read(
