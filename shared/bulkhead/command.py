@@ -3,6 +3,7 @@
 Long-lived children are the supervisor's (bulkhead.supervisor) and the shim's own (sandbox_svc.shim.reaper).
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 from bulkhead.errors import DeadlineExceeded, NotFound
 
 logger = logging.getLogger(__name__)
+
+#: Seconds from SIGKILL to the end of a process that is not stuck in the kernel.
+_DEATH = 5.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,18 @@ def run(
     try:
         stdout, stderr = child.communicate(input, timeout=timeout)
     except subprocess.TimeoutExpired as error:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
+        _end(child)
         raise DeadlineExceeded(f"{args[0]} did not finish within {timeout:g} s and was killed") from error
     return Result(tuple(args), child.returncode, stdout, stderr)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill a program's group; whoever left the group and still holds the pipes is not waited for."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(_DEATH)
+    for stream in (child.stdin, child.stdout, child.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):  # input that was not taken cannot be flushed
+                stream.close()

@@ -41,6 +41,10 @@ def build(config: Config) -> Node:
     """Return a node of its parts, with nothing recovered and nothing served yet."""
     for directory in (config.root, config.state):
         directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+    for directory in (config.root / "sandboxes", config.root / "containers", config.state / "shm"):
+        # Set-id programs of images' volumes and pods' shared memory are in there: no other user's to reach.
+        directory.mkdir(exist_ok=True, mode=0o700)
+        directory.chmod(0o700)
     happenings = Happenings()
     model = Model(happenings.observe)
     zygote = Zygote(config.state, _stream_gid(config))

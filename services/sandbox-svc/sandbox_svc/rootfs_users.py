@@ -1,7 +1,7 @@
 """A rootfs's /etc/passwd and /etc/group, read from the layers of a mount plan before anything is mounted.
 
 The layers come from an image, so no path in them is trusted: each is opened with its layer as the root
-(openat2(2), RESOLVE_IN_ROOT), only regular files are read, and at most 1 MiB of them.
+(openat2(2), RESOLVE_IN_ROOT), only regular files are read, and no more than tells that they are too long.
 """
 
 import contextlib
@@ -13,8 +13,10 @@ from collections.abc import Iterable, Sequence
 from bulkhead.proto import images_pb2
 from sandbox_svc import linux
 from sandbox_svc.oci.model import RootfsUsers
+from sandbox_svc.oci.users import MAX_FILE
 
-SIZE_LIMIT = 1 << 20
+#: One byte more than is taken: a file that were cut would end in a line with another id.
+SIZE_LIMIT = MAX_FILE + 1
 
 
 def read(mounts: Sequence[images_pb2.Mount]) -> RootfsUsers:

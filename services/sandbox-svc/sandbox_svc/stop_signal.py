@@ -1,7 +1,9 @@
 """Which signal asks a container to stop."""
 
+import functools
 import logging
 import signal
+from typing import Any
 
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.store.records import ContainerRecord
@@ -19,6 +21,23 @@ def stop_signal(record: ContainerRecord) -> int:
         except ValueError as error:
             logger.warning("container %s: the image's StopSignal %s; SIGTERM is sent", record.id, error)
     return signal.SIGTERM
+
+
+def shown(record: ContainerRecord) -> "cri.Signal":
+    """Return the signal that ContainerStatus shows: SIGNAL_RUNTIME_DEFAULT where neither says one."""
+    if record.config.stop_signal != cri.SIGNAL_RUNTIME_DEFAULT or not record.image_stop_signal:
+        return record.config.stop_signal
+    try:
+        return _by_number().get(number(record.image_stop_signal), cri.SIGNAL_RUNTIME_DEFAULT)
+    except ValueError:
+        return cri.SIGNAL_RUNTIME_DEFAULT
+
+
+@functools.cache
+def _by_number() -> "dict[int, cri.Signal]":
+    """Return the CRI's signals by number; of two names for one number the first counts (SIGCHLD, not SIGCLD)."""
+    values: list[Any] = list(reversed(cri.Signal.values()))
+    return {cri_signal(value): value for value in values if value != cri.SIGNAL_RUNTIME_DEFAULT}
 
 
 def cri_signal(value: "cri.Signal") -> int:

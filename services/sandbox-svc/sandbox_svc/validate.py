@@ -32,8 +32,8 @@ def pod(config: cri.PodSandboxConfig) -> None:
         raise InvalidArgument("config.metadata is missing, expected the pod's name, uid, namespace and attempt")
     _name("config.metadata.name", config.metadata.name)
     _name("config.metadata.namespace", config.metadata.namespace)
-    if len(config.metadata.uid) > NAME_LIMIT:
-        raise _long("config.metadata.uid", config.metadata.uid, NAME_LIMIT)
+    if config.metadata.uid:
+        _name("config.metadata.uid", config.metadata.uid)
     if config.hostname:
         _hostname(config.hostname)
     if config.log_directory:
@@ -142,8 +142,9 @@ def _name(field: str, value: str) -> None:
         raise InvalidArgument(f"{field} is empty, expected a name")
     if len(value) > NAME_LIMIT:
         raise _long(field, value, NAME_LIMIT)
-    if "/" in value or not value.isprintable():
-        raise InvalidArgument(f"{field} is {_short(value)}, expected a name without '/' and control characters")
+    # CNI_ARGS separates by ';': a name with one would pass for the name of another pod.
+    if "/" in value or ";" in value or not value.isprintable():
+        raise InvalidArgument(f"{field} is {_short(value)}, expected a name without '/', ';' and control characters")
 
 
 def _hostname(value: str) -> None:

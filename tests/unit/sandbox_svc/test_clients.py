@@ -1,6 +1,7 @@
 """sandbox-svc's clients against servers of their protocols, and its own service against a client."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,10 @@ from sandbox_svc.images import Images
 from sandbox_svc.rpc import exec as execs
 from sandbox_svc.store.records import ShimBinding
 from sandbox_svc.streams import Streams
+from sandbox_svc.task import foreign
 from sandbox_svc.task.events import EventSink
+from sandbox_svc.task.link import Link
+from sandbox_svc.task.start import start_again
 from sandbox_svc.task.zygote import Zygote
 
 
@@ -233,3 +237,28 @@ def test_every_error_of_ours_can_be_raised_with_its_step() -> None:
     """A creation's failure keeps its code and gains the step that failed."""
     for kind in BulkheadError.__subclasses__():
         assert str(kind("step: why")) == "step: why"
+
+
+def test_what_a_foreign_shims_start_opened_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log FIFO is held until the container is created; a failing start or a link given up holds nothing."""
+    held = os.open(tmp_path, os.O_RDONLY)
+    monkeypatch.setattr(foreign, "held_log", lambda place: os.dup(held))
+    before = len(os.listdir("/proc/self/fd"))
+
+    def fail(*_: object, **__: object) -> foreign.Started:
+        raise Unavailable("no shim")
+
+    monkeypatch.setattr(foreign, "start", fail)
+    binding = ShimBinding(str(tmp_path / "task"), binary="/shim", foreign_service="v2")
+    link = Link(binding)
+    runtime: Any = SimpleNamespace(options=lambda: None)
+    node: Any = None
+    with pytest.raises(Unavailable):
+        start_again(node, link, "c", tmp_path, runtime)
+    assert len(os.listdir("/proc/self/fd")) == before
+    monkeypatch.setattr(foreign, "start", lambda *_, **__: foreign.Started("", "v2"))
+    start_again(node, link, "c", tmp_path, runtime)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    link.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(held)

@@ -173,6 +173,13 @@ def test_a_failed_add_is_explained_and_its_plan_undone(plugins: Plugins, conf_di
         (0, "hello", Unavailable, "not JSON"),
         (0, "[]", Unavailable, "no JSON object"),
         (0, "{}", FailedPrecondition, "no address"),
+        (0, "[" * 100_000, Unavailable, "not JSON"),
+        (0, '{"ips": 5}', FailedPrecondition, "another form"),
+        (0, '{"ips": [5]}', FailedPrecondition, "another form"),
+        (0, '{"ips": [{}]}', FailedPrecondition, "another form"),
+        (0, '{"ips": [{"address": "nowhere"}]}', FailedPrecondition, "another form"),
+        (0, '{"ips": [{"address": "10.0.0.2/24", "interface": "x"}], "interfaces": [{}]}', FailedPrecondition, "form"),
+        (0, '{"ips": [{"address": "10.0.0.2/24", "interface": 0}], "interfaces": 7}', FailedPrecondition, "form"),
     ],
 )
 def test_odd_answers_are_clear_errors(

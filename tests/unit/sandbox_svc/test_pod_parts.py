@@ -159,9 +159,7 @@ def test_the_status_shows_the_signal_that_will_be_sent() -> None:
     ):
         status = messages.container_status(replace(container, image_stop_signal=text), cri.CONTAINER_RUNNING)
         assert status.stop_signal == shown, text
-    asked = replace(
-        container, config=cri.ContainerConfig(stop_signal=cri.SIGNAL_SIGUSR1), image_stop_signal="SIGQUIT"
-    )
+    asked = replace(container, config=cri.ContainerConfig(stop_signal=cri.SIGNAL_SIGUSR1), image_stop_signal="SIGQUIT")
     assert messages.container_status(asked, cri.CONTAINER_RUNNING).stop_signal == cri.SIGNAL_SIGUSR1
 
 

@@ -46,6 +46,8 @@ POD_ERRORS: list[tuple[str, Callable[[cri.PodSandboxConfig], object]]] = [
     ("metadata.name", lambda c: setattr(c.metadata, "name", "../x")),
     ("metadata.namespace", lambda c: setattr(c.metadata, "namespace", "")),
     ("metadata.uid", lambda c: setattr(c.metadata, "uid", "u\0")),
+    ("metadata.uid", lambda c: setattr(c.metadata, "uid", "u;K8S_POD_NAME=other")),
+    ("metadata.name", lambda c: setattr(c.metadata, "name", "web;K8S_POD_NAMESPACE=kube-system")),
     ("hostname", lambda c: setattr(c, "hostname", "a b")),
     ("hostname", lambda c: setattr(c, "hostname", "h" * 65)),
     ("log_directory", lambda c: setattr(c, "log_directory", "var/log")),

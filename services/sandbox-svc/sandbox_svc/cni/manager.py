@@ -199,12 +199,7 @@ class Manager:
     def _attach(self, planned: Sequence[NetworkResult], attachment: Attachment) -> AddResult:
         work = [self._work(self._runner.add, network, attachment) for network in planned]
         networks = tuple(_raise_first(_gather(work, serially=self._config.setup_serially)))
-        found = [
-            address
-            for network in networks
-            if network.interface == DEFAULT_INTERFACE
-            for address in addresses(network.result or {}, DEFAULT_INTERFACE)
-        ]
+        found = [ip for network in networks if network.interface == DEFAULT_INTERFACE for ip in _addresses(network)]
         if not found:
             raise FailedPrecondition(
                 f'CNI ADD: network "{networks[-1].name}" gave {DEFAULT_INTERFACE} of sandbox '
@@ -240,6 +235,16 @@ def _of_handler(cni: Cni, handler: RuntimeHandler) -> Cni:
     if not handler.cni_conf_dir:
         return cni
     return replace(cni, conf_dir=handler.cni_conf_dir, max_conf_num=handler.cni_max_conf_num)
+
+
+def _addresses(network: NetworkResult) -> list[str]:
+    try:
+        return addresses(network.result or {}, DEFAULT_INTERFACE)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FailedPrecondition(
+            f'CNI ADD: network "{network.name}" answered with a result of another form than '
+            f"the specification's: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
 
 
 def _gather(work: Sequence[Callable[[], T]], *, serially: bool) -> list[T | Exception]:

@@ -111,7 +111,7 @@ def _result(step: Step, answer: command.Result) -> dict[str, Any]:
         return {}
     try:
         result = json.loads(answer.stdout)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         shown = answer.stdout[:200].decode(errors="replace").strip() or "nothing"
         raise PluginFailed(f"{step}: succeeded, but its answer is not JSON ({error}): {shown}") from error
     if not isinstance(result, dict):

@@ -1,6 +1,7 @@
 """CRI messages from records: what lists and statuses say."""
 
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc import stop_signal
 from sandbox_svc.store.records import ContainerRecord, SandboxRecord
 
 
@@ -97,7 +98,7 @@ def container_status(record: ContainerRecord, state: "cri.ContainerState") -> cr
         user=cri.ContainerUser(
             linux=cri.LinuxContainerUser(uid=record.uid, gid=record.gid, supplemental_groups=record.groups)
         ),
-        stop_signal=record.config.stop_signal,
+        stop_signal=stop_signal.shown(record),
     )
 
 

@@ -6,6 +6,7 @@ A stock shim does not start without somebody behind TTRPC_ADDRESS, and it retrie
 import logging
 import socket
 import threading
+import time
 from pathlib import Path
 
 from google.protobuf.empty_pb2 import Empty
@@ -29,7 +30,13 @@ class EventSink:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._socket.accept()
+            try:
+                connection, _ = self._socket.accept()
+            except OSError as error:
+                # Descriptors run out for a while; nobody would accept again if this thread ended.
+                logger.warning("%s: a connection is not accepted: %s", self.path, error)
+                time.sleep(1.0)
+                continue
             threading.Thread(target=self._serve, args=(connection,), name="events", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:

@@ -47,16 +47,16 @@ class Link:
         self._lock = threading.Lock()
         self._client: ttrpc.Client | None = None
         self._closed = False
-        self._held: list[int] = []
+        self._held: dict[str, int] = {}
 
     @property
     def ours(self) -> bool:
         """Whether the shim is Bulkhead's own, which watches for exits and memory itself."""
         return not self.binding.foreign
 
-    def hold(self, fd: int) -> None:
-        """Keep a descriptor open until the next create has been answered."""
-        self._held.append(fd)
+    def hold(self, ident: str, fd: int) -> None:
+        """Keep a descriptor open until the create of that container has been answered, or the link is closed."""
+        self._held[ident] = fd
 
     def connect(self) -> None:
         """Make the connection if there is none; Unavailable if the shim does not answer."""
@@ -68,6 +68,8 @@ class Link:
             self._closed, client, self._client = True, self._client, None
         if client is not None:
             client.close()
+        for ident in list(self._held):
+            self._let_go(ident)
 
     def expect_end(self) -> None:
         """The shim is about to leave by our wish: its hang-up is no news to anybody."""
@@ -105,8 +107,7 @@ class Link:
         try:
             return self._call("Create", request, task_pb2.CreateTaskResponse, CREATE_TIMEOUT).pid
         finally:
-            while self._held:
-                os.close(self._held.pop())
+            self._let_go(ident)
 
     def start(self, ident: str) -> int:
         """Start a created container and return its pid."""
@@ -192,6 +193,10 @@ class Link:
                     on_disconnect=self._lost,
                 )
             return self._client
+
+    def _let_go(self, ident: str) -> None:
+        if (fd := self._held.pop(ident, -1)) >= 0:
+            os.close(fd)
 
     def _lost(self) -> None:
         if not self._closed and self._on_disconnect is not None:

@@ -1,5 +1,8 @@
 """A shim for a pod: forked by the zygote for runc and crun, started by its own binary for every other runtime."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,19 +27,21 @@ def start_shim(node: "Node", pod: Pod, runtime: Resolved, place: Path) -> Link:
     with metrics.stage("shim_start"):
         planned = node.zygote.binding(pod.id)
         if runtime.ours:
-            return _connected(node, pod, planned, -1)
+            return _connected(node, pod, planned)
         binary = foreign.binary_of(runtime.handler.runtime_type, runtime.handler.runtime_path)
         planned = replace(planned, binary=binary, bundle=str(place), events=str(node.events_socket))
         node.database.intend(pod.id, [undo.shim(planned)])
-        log = foreign.held_log(place)
-        started = _start_binary(planned, pod.id, place, runtime)
-        planned = replace(
-            planned,
-            foreign_address=started.address,
-            foreign_service=started.service,
-            foreign_process=_who(started, pod.id, planned.namespace),
-        )
-        return _connected(node, pod, planned, log)
+        with _log_held(place) as log:
+            started = _start_binary(planned, pod.id, place, runtime)
+            planned = replace(
+                planned,
+                foreign_address=started.address,
+                foreign_service=started.service,
+                foreign_process=_who(started, pod.id, planned.namespace),
+            )
+            link = _connected(node, pod, planned)
+        link.hold(pod.id, log)
+        return link
 
 
 def start_again(node: "Node", link: Link, ident: str, place: Path, runtime: Resolved) -> None:
@@ -47,12 +52,13 @@ def start_again(node: "Node", link: Link, ident: str, place: Path, runtime: Reso
     binding = link.binding
     if not binding.foreign or binding.foreign_service != "v2":
         return
-    link.hold(foreign.held_log(place))
-    started = _start_binary(binding, ident, place, runtime)
-    if started.address != binding.foreign_address:
-        raise FailedPrecondition(
-            f"{binding.binary} started a shim of its own for container {ident}, expected the pod's"
-        )
+    with _log_held(place) as log:
+        started = _start_binary(binding, ident, place, runtime)
+        if started.address != binding.foreign_address:
+            raise FailedPrecondition(
+                f"{binding.binary} started a shim of its own for container {ident}, expected the pod's"
+            )
+    link.hold(ident, log)
 
 
 def fork_keeper(node: "Node", ident: str, binding: ShimBinding) -> Process:
@@ -65,7 +71,18 @@ def fork_keeper(node: "Node", ident: str, binding: ShimBinding) -> Process:
     )
 
 
-def _connected(node: "Node", pod: Pod, planned: ShimBinding, log: int) -> Link:
+@contextlib.contextmanager
+def _log_held(place: Path) -> Iterator[int]:
+    """Open the log FIFO of a foreign shim's bundle; it is closed again if the block fails."""
+    log = foreign.held_log(place)
+    try:
+        yield log
+    except BaseException:
+        os.close(log)
+        raise
+
+
+def _connected(node: "Node", pod: Pod, planned: ShimBinding) -> Link:
     if not planned.foreign:
         node.database.intend(pod.id, [undo.shim(planned)])
     forked = fork_keeper(node, pod.id, planned) if planned.foreign else node.zygote.fork(pod.id)
@@ -73,8 +90,6 @@ def _connected(node: "Node", pod: Pod, planned: ShimBinding, log: int) -> Link:
     entry = undo.shim(binding)
     node.database.amend(pod.id, entry.kind, entry.data)
     link = Link(binding, node.reconnector(pod))
-    if log >= 0:
-        link.hold(log)
     link.connect()
     return link
 
