@@ -11,6 +11,7 @@ skipped one that `expected.toml` does not allow, and when the stack leaves somet
 import argparse
 import ctypes
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -134,7 +135,8 @@ def _leaks(before: Host, after: Host, directory: str, log: str) -> dict[str, lis
     """Return what the stack of `directory` left on the host, by kind; other stacks may come and go meanwhile."""
     left = before.left_by(after)
     left["mounts"] = [path for path in left.get("mounts", []) if path.startswith(directory)]
-    left["cgroups"] = [path for path in left.get("cgroups", []) if path.rpartition("/")[2] in log]
+    groups = [(path, re.search("[0-9a-f]{64}", path)) for path in left.get("cgroups", [])]
+    left["cgroups"] = [path for path, ident in groups if ident is not None and ident[0] in log]
     # The bridge and the chains that all pods share belong to the CNI plugins' host side, which no DEL removes.
     left["links"] = [name for name in left.get("links", []) if not name.startswith("bh")]
     left["rules"] = [rule for rule in left.get("rules", []) if "CNI-HOSTPORT-" not in rule or "CNI-DN-" in rule]
