@@ -108,7 +108,7 @@ def _copy(source: Path, target: Path, uid: int, gid: int) -> None:
         for name in names:
             if name.startswith("..") or count > COUNT_LIMIT:
                 continue
-            if (here / name).is_dir():
+            if os.path.isdir(here / name):  # which, unlike Path's, minds no link, wherever it leads
                 pending.append((here / name, there / name, depth + 1))
             else:
                 count += 1

@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import os
 import re
 import resource
 import tomllib
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from bulkhead.config.model import Config, StreamProcessor
 from bulkhead.errors import FailedPrecondition, InvalidArgument
-from bulkhead.launch import directories, grants, plan, users
+from bulkhead.launch import directories, enter, grants, plan, users
 from bulkhead.launch.linux import CAPABILITIES
 from bulkhead.launch.plan import Plan
 from bulkhead.launch.users import User, Users
@@ -287,3 +288,16 @@ def test_units_are_well_formed() -> None:
             parsed.optionxform = str
             parsed.read_string(path.read_text())
             assert "Unit" in parsed
+
+
+def test_a_key_link_that_leads_nowhere_is_copied_as_such(tmp_path: Path) -> None:
+    """A link too long to follow disables that key; the others are copied."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "a").symlink_to("x" * 300)
+    (tmp_path / "keys" / "b.pem").write_bytes(b"key")
+    (tmp_path / "copy").mkdir()
+
+    enter._copy(tmp_path / "keys", tmp_path / "copy", os.getuid(), os.getgid())
+
+    assert (tmp_path / "copy" / "b.pem").read_bytes() == b"key"
+    assert os.readlink(tmp_path / "copy" / "a").startswith("cannot be opened")
