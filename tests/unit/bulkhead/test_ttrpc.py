@@ -1,7 +1,6 @@
 """ttrpc: the frame codec, and the client against a scripted peer."""
 
 import array
-import contextlib
 import os
 import socket
 import threading
@@ -17,6 +16,7 @@ from bulkhead.proto.containerd.task_pb2 import StateRequest, StateResponse
 from bulkhead.proto.containerd.ttrpc_pb2 import Request
 from bulkhead.ttrpc import Client
 from bulkhead.ttrpc_frames import FLAG_DESCRIPTOR, MESSAGE_LIMIT, REQUEST, RESPONSE, Decoder, Frame, encode, response
+from support.descriptors import open_memory_files
 
 frames = st.builds(Frame, st.integers(0, 2**32 - 1), st.integers(0, 255), st.integers(0, 255), st.binary(max_size=300))
 
@@ -199,15 +199,6 @@ def test_descriptors_go_to_the_call_that_takes_them(serve: Callable[[Script], st
     os.close(fds[0])
     assert open_memory_files("passed") == 0
     client.close()
-
-
-def open_memory_files(name: str) -> int:
-    """Count this process's descriptors of memory files of a name; others come and go with the threads."""
-    found = 0
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found += os.readlink(f"/proc/self/fd/{fd}").startswith(f"/memfd:{name} ")
-    return found
 
 
 def test_an_oversized_answer_becomes_an_error() -> None:

@@ -110,6 +110,13 @@ def test_authority_of_the_file(secure: FakeRegistry, authority: Path, tmp_path: 
     assert secure.seen
 
 
+def test_certificate_of_the_server_itself(secure: FakeRegistry, tmp_path: Path) -> None:
+    """`ca` may name what is no root: the server's own certificate or an intermediate authority, as with containerd."""
+    resolve(tmp_path, f'server = "https://{secure.address}"\nca = "{tmp_path}/server.cert"')
+
+    assert secure.seen
+
+
 def test_skip_verify(secure: FakeRegistry, tmp_path: Path) -> None:
     """skip_verify takes any certificate."""
     resolve(tmp_path, f'server = "https://{secure.address}"\nskip_verify = true')
