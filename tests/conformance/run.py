@@ -118,17 +118,23 @@ def _handler(runtime: str) -> str:
 
 
 def _kill(stack: Stack, service: str) -> None:
-    """Kill a service once it is there: right after the last time it may just be starting."""
+    """Kill a service once it is there: right after the last time it may just be starting.
+
+    The frontend waits for the services behind it, so the spec may begin at once. Nobody waits for the frontend: its
+    socket refuses connections until it is back, which the kubelet answers by trying again and critest by failing.
+    """
     deadline = time.monotonic() + 30
     while True:
         try:
-            stack.kill(service)
+            old = stack.kill(service)
         except (AssertionError, ProcessLookupError):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
         else:
-            return
+            break
+    if service == "cri-frontend":
+        stack.wait_restarted(service, old)
 
 
 def _leaks(before: Host, after: Host, directory: str, log: str) -> dict[str, list[str]]:
