@@ -57,8 +57,8 @@ class Download(Job[None]):
         resumed, present = self.ingest.have, self.ingest.complete
         found: Future[str] = Future()
         hashing = threading.Thread(target=self._hash, args=(found,), name="hash-blob", daemon=True)
-        hashing.start()
         try:
+            hashing.start()
             host = self._fetch(resumed)
             self.ingest.finish()
             self._check(found.result(), host, resumed=bool(resumed))
@@ -76,7 +76,8 @@ class Download(Job[None]):
                 self._content.drop_partial(self.wanted.digest)
             raise
         finally:
-            hashing.join()
+            if hashing.ident is not None:
+                hashing.join()
 
     def _check(self, digest: str, host: str, *, resumed: bool) -> None:
         """Raise CorruptBlob, after the bytes are gone, if they are not what was wanted."""

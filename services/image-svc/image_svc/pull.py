@@ -76,16 +76,18 @@ class Puller:
         """Pull an image completely and return its id; nothing of it is listed before that."""
         name = reference.parse(image)
         began = time.monotonic()
-        repository = Repository(name, self._config.images.registry, auth, retry=self._retry)
-        with telemetry.PULLING.track_inprogress(), repository.held(), self._leases.lease() as lease:
+        with telemetry.PULLING.track_inprogress(), self._leases.lease() as lease:
             try:
-                image_id, size = self._pull(name, repository, lease, patience, pod)
+                repository = Repository(name, self._config.images.registry, auth, retry=self._retry)
+                with repository.held():
+                    image_id, size = self._pull(name, repository, lease, patience, pod)
             except BulkheadError as error:
                 telemetry.PULLS.labels(error.name.lower()).inc()
                 raise
             except OSError as error:
-                telemetry.PULLS.labels("internal").inc()
-                raise telemetry.disk_failure(f"pull of {name}", error) from error
+                failure = telemetry.disk_failure(f"pull of {name}", error)
+                telemetry.PULLS.labels(failure.name.lower()).inc()
+                raise failure from error
         telemetry.PULLS.labels("ok").inc()
         seconds = round(time.monotonic() - began, 3)
         fields = {"reference": str(name), "image": image_id, "bytes": size, "seconds": seconds}

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from bulkhead.errors import BulkheadError, Internal
+from bulkhead.errors import BulkheadError, Internal, ResourceExhausted
 from image_svc.patience import Patience
 
 T = TypeVar("T")
@@ -86,7 +86,14 @@ class Jobs:
                     return job, False
             patience.wait(job.gone)
         run = contextvars.copy_context().run
-        threading.Thread(target=run, args=(self._execute, job), name=f"job-{key}"[:40], daemon=True).start()
+        thread = threading.Thread(target=run, args=(self._execute, job), name=f"job-{key}"[:40], daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            job.future.set_exception(ResourceExhausted(f"{error}: the service has as many threads as it may"))
+            job._ended = True
+            self._leave(job)
+            job.future.result()
         return job, True
 
     def _execute(self, job: Job[R]) -> None:

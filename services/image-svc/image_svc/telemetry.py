@@ -21,4 +21,5 @@ IMAGES = Gauge("bulkhead_images", "Images in the store.")
 def disk_failure(what: str, error: OSError) -> BulkheadError:
     """Return the error for a failed file operation: a full disk is ResourceExhausted, the rest is Internal."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return (ResourceExhausted if full else Internal)(f"{what}: {error.strerror or error}")
+    file = f"{error.filename}: " if error.filename else ""
+    return (ResourceExhausted if full else Internal)(f"{what}: {file}{error.strerror or error}")

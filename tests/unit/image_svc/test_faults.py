@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from bulkhead.config.model import Registry
 from bulkhead.errors import Cancelled, FailedPrecondition, Internal, ResourceExhausted
 from image_svc.ingest import Ingest
 from image_svc.layers import Unpacking
@@ -225,3 +226,18 @@ def test_usage_of_containers(node: Node) -> None:
     node.store.remove_snapshot("c1")
     usage.measure()
     assert usage.total() == Usage(4096, 1)
+
+
+def test_unreadable_configuration_is_named(
+    make_node: Callable[..., Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory of registries that this user may not look into fails the pull with its path, not silently."""
+
+    def refuse(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    node = make_node(registry=Registry(config_path=("/etc/closed",)))
+
+    with pytest.raises(Internal, match=r"q\.io/x:1: /etc/closed/q\.io: Permission denied"):
+        node.pull("q.io/x:1")

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from bulkhead.errors import Cancelled, DeadlineExceeded, Internal, NotFound
+from bulkhead.errors import Cancelled, DeadlineExceeded, Internal, NotFound, ResourceExhausted
 from image_svc.patience import Patience
 from image_svc.shared_jobs import Job, Jobs, all_done
 
@@ -122,3 +122,25 @@ def test_failed_job_is_replaced() -> None:
             assert mine
             assert wait.wait(second.future) == 1
     assert jobs.keys() == set()
+
+
+def test_no_thread_for_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that gets no thread is told so, and the next of its key starts anew."""
+    jobs, gate = Jobs(), threading.Event()
+    gate.set()
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def enter() -> None:
+        with jobs.join("k", lambda: Count(gate, []), patience()):
+            raise AssertionError("joined")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ResourceExhausted, match="new thread"):
+            enter()
+
+    assert jobs.keys() == set()
+    with jobs.join("k", lambda: Count(gate, []), patience()) as (job, _):
+        assert patience().wait(job.future) == 1
