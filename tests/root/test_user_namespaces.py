@@ -80,7 +80,7 @@ def test_root_inside_is_nobody_outside(sandbox: Sandbox, network: cri.NamespaceM
     output("sh", "-c", "echo more >> /etc/passwd; touch /new /volume/file; mkdir /bin/here; chown 5:6 /volume/file")
     assert (tmp_path / "volume" / "file").stat().st_uid == 5
     assert Path(f"/proc/{_pid(sandbox, container)}").stat().st_uid == HOST
-    assert {path.stat().st_uid for path in sandbox.directory.glob("images/snapshots/*/fs/new")} == {HOST}
+    assert {path.stat().st_uid for path in sandbox.root.glob("snapshots/*/fs/new")} == {HOST}
     deadline = time.monotonic() + 5
     while "told" not in (log := (pods.logs / f"{name}.log").read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -2,7 +2,9 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import past_shim, process
 from sandbox_svc.ledger import Ledger
 from sandbox_svc.rpc import stop_container, stop_pod_sandbox
+from sandbox_svc.store.database import Entry
 from sandbox_svc.store.records import Exit, Process
 
 
@@ -74,3 +77,43 @@ def test_what_survives_is_said(world: Any, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(Unavailable):
         stop_container.stop(world.node, world.container, 0)
     assert world.container.record.finished_at == 0
+
+
+def test_a_silent_shim_is_asked_about_one_task_only(world: Any) -> None:
+    """Each question costs as long as the first; after its end by force the tasks go without it."""
+    done: list[tuple[str, str]] = []
+    alive = True
+
+    def task(entry: Entry) -> None:
+        done.append((entry.owner[:1], "task"))
+        if alive:
+            raise DeadlineExceeded("it hangs")
+
+    def shim(entry: Entry) -> None:
+        nonlocal alive
+        alive = False
+        done.append((entry.owner[:1], "shim"))
+
+    world.node.database.intend(world.pod.id, [Entry("shim", {})])
+    world.node.ledger = Ledger(world.node.database, {"task": task, "shim": shim})
+    world.pod.finished(Exit(137, 1))
+    stop_pod_sandbox.retire_shim(world.node, world.pod)
+    assert done == [("c", "task"), ("p", "shim"), ("c", "task"), ("p", "task")]
+    assert world.pod.link is None
+    assert world.node.database.owners() == set()
+
+
+def test_stopping_waits_for_a_start_on_its_way(world: Any) -> None:
+    """A container that is being started is not "already stopped": it would run on after StopContainer's answer."""
+    world.container.update(started_at=0)
+    world.node.model.container = lambda ident: world.container
+    world.link.on_kill = lambda ident, number: world.container.finished(Exit(137, 1))
+    request, context = cri.StopContainerRequest(container_id="c"), SimpleNamespace(is_active=lambda: True)
+    with ThreadPoolExecutor(1) as pool:
+        with world.container.operation:
+            stopping = pool.submit(stop_container.stop_container, world.node, request, context)  # type: ignore[arg-type]
+            time.sleep(0.05)
+            assert not stopping.done()
+            world.container.update(started_at=5)
+        stopping.result(5)
+    assert world.container.state == cri.CONTAINER_EXITED

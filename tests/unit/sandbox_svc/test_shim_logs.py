@@ -1,5 +1,6 @@
 """The CRI log: every byte of a stream once, in lines the kubelet parses."""
 
+import os
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bulkhead.errors import FailedPrecondition
 from sandbox_svc.shim import logs
 from sandbox_svc.shim.logs import Formatter, LogFile, timestamp
 
@@ -104,3 +106,25 @@ def test_without_a_path_everything_is_dropped() -> None:
     file.write(b"x")
     file.reopen()
     file.close()
+
+
+def test_a_log_is_a_file_and_nothing_else(tmp_path: Path) -> None:
+    """A container with the log directory mounted cannot have root append to another file, nor hang the shim."""
+    (tmp_path / "victim").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "victim")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "read")
+    reader = os.open(tmp_path / "read", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("link", "pipe", "read"):
+        with pytest.raises(FailedPrecondition, match=name):
+            LogFile(str(tmp_path / name))
+    os.close(reader)
+    log = LogFile(str(tmp_path / "log"))
+    (tmp_path / "log").rename(tmp_path / "old")
+    (tmp_path / "log").symlink_to(tmp_path / "victim")
+    with pytest.raises(FailedPrecondition):
+        log.reopen()
+    log.write(b"still here\n")
+    log.close()
+    assert (tmp_path / "victim").read_text() == ""
+    assert (tmp_path / "old").read_text() == "still here\n"

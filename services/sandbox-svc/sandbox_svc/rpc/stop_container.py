@@ -33,6 +33,9 @@ def stop_container(
         container = node.model.container(request.container_id)
     except NotFound:
         return cri.StopContainerResponse()
+    if container.state == cri.CONTAINER_CREATED:
+        with container.operation:
+            pass  # a StartContainer on its way would start it behind our back
     with metrics.stage("container_stop"):
         stop(node, container, float(request.timeout), context)
     return cri.StopContainerResponse()

@@ -83,12 +83,16 @@ def _kill_pause(node: Node, pod: Pod) -> None:
 
 
 def retire_shim(node: Node, pod: Pod) -> None:
-    """End the shim of a stopped pod: its tasks are deleted first, each with its container's ledger."""
+    """End the shim of a stopped pod: its tasks are deleted first, each with its container's ledger.
+
+    One that does not answer is asked about one task, not about all, and ended by force; then they go without it.
+    """
     with pod.operation:
         if pod.record.ready:
             return
-        for container in node.model.containers_of(pod):
-            node.ledger.undo(container.id, only=("task",))
-        node.ledger.undo(pod.id, only=("task",))
+        members = [*(container.id for container in node.model.containers_of(pod)), pod.id]
+        any(node.ledger.undo(ident, only=("task",)) for ident in members)
         if not node.ledger.undo(pod.id, only=("shim",)):
             pod.link = None
+        for ident in members:
+            node.ledger.undo(ident, only=("task",))

@@ -5,9 +5,13 @@ without a line feed is tagged P, as containerd tags it. Format: kubernetes.io, "
 pkg/kubelet/kuberuntime/logs.
 """
 
+import errno
 import logging
 import os
+import stat
 import time
+
+from bulkhead.errors import FailedPrecondition
 
 logger = logging.getLogger(__name__)
 
@@ -119,4 +123,18 @@ class LogFile:
 
 
 def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY, 0o640)
+    """Open a log to append to; FailedPrecondition where a container that can write beside it has put something else.
+
+    A symlink would have root write into whatever it names, a named pipe would stop the shim until somebody reads it.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags, 0o640)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise FailedPrecondition(f"log {path} is a symlink or a pipe, expected a file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FailedPrecondition(f"log {path} is no file")
+    return fd
