@@ -62,10 +62,10 @@ class Cgroup:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
 
-    def oom_kills(self) -> int:
-        """Return how many processes the kernel has killed here for want of memory."""
+    def oom_kills(self) -> int | None:
+        """Return how many processes the kernel has killed here for want of memory; None if the group is gone."""
         name = "memory.events" if self.unified else "memory.oom_control"
-        return dict(key_values(f"{self.directory('memory')}/{name}")).get("oom_kill", 0)
+        return dict(key_values(f"{self.directory('memory')}/{name}")).get("oom_kill")
 
     def _tree(self) -> str:
         """The hierarchy that lists the processes best: one that the container cannot have moved them out of."""

@@ -11,6 +11,7 @@ from bulkhead.proto.containerd.events_pb2 import TaskExit, TaskOOM
 from sandbox_svc.shim import notes
 from sandbox_svc.shim.processes import Container, Process
 from sandbox_svc.shim.reaper import Exit
+from sandbox_svc.shim.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class Endings:
 
     def __init__(self, publish: Publish) -> None:
         self._publish = publish
+        self.tally = Tally()
 
     def ended(self, container: Container, process: Process, end: Exit) -> None:
         """Note an exit, and settle it when the runtime's present call has been answered."""
@@ -36,7 +38,7 @@ class Endings:
 
     def out_of_memory(self, container: Container) -> None:
         """Note that the kernel killed in this container for want of memory, if it did."""
-        if container.cgroup.oom_kills():
+        if self.tally.kills(container.id):
             container.oom = True
             self._publish("/tasks/oom", TaskOOM, container_id=container.id)
 

@@ -251,6 +251,7 @@ class Lifecycle:
                 await runtime.delete(container.id, container.bundle, deadline)
             raise
         container.cgroup = Cgroup.of(init.pid)
+        self._endings.tally.add(container.id, container.cgroup)
         container.private_pids = has_private_pids(init.pid)
         container.oom_watch = oom.watch(self.loop, container.cgroup, lambda: self._endings.out_of_memory(container))
 
@@ -279,6 +280,7 @@ class Lifecycle:
     def _discard(self, container: Container) -> None:
         oom.unwatch(self.loop, container.oom_watch)
         container.oom_watch = -1
+        self._endings.tally.forget(container.id)
         for process in (container.init, *container.execs.values()):
             if process.io is not None:
                 process.io.close()
