@@ -29,8 +29,9 @@ from stream_svc.wire import SocketWire
 
 logger = logging.getLogger(__name__)
 
-#: Connections open at a time, sessions or not; a session takes up to six descriptors.
-CONNECTION_LIMIT = 1024
+#: Sessions open at a time; each takes up to six descriptors. Connections without a ticket, which anybody on the network
+#: may make, do not count: they end by themselves (HEAD_TIMEOUT) and are dropped beyond a number of their own.
+SESSION_LIMIT, CONNECTION_LIMIT = 1024, 4096
 #: Seconds for a TLS handshake, and for the request's head.
 HEAD_TIMEOUT = 10.0
 #: Seconds that sessions get to end when the service stops.
@@ -69,8 +70,8 @@ class Server:
         """Return why no session can be opened now; an empty list means that one can."""
         if self._stop.is_set() or not self._servers:
             return ["not listening for streams"]
-        if len(self._tasks) > CONNECTION_LIMIT:
-            return [f"more than {CONNECTION_LIMIT} connections are open"]
+        if len(self.table.open) >= SESSION_LIMIT:
+            return [f"{SESSION_LIMIT} sessions are open, the most there may be"]
         return []
 
     async def stop(self) -> None:
@@ -90,7 +91,8 @@ class Server:
         self._tasks.add(task)
         log.correlation.set(log.new_correlation())
         try:
-            await self._serve(reader, writer)
+            if len(self._tasks) <= CONNECTION_LIMIT:
+                await self._serve(reader, writer)
         except (EOFError, ConnectionError, TimeoutError):
             pass  # a client that goes away before it has a session is nobody's business
         except Exception:
@@ -109,8 +111,8 @@ class Server:
                 request = await head.read()
             upgrade = plan(request)
             head.settle()
-            if len(self._tasks) > CONNECTION_LIMIT:
-                raise Refused(503, f"more than {CONNECTION_LIMIT} connections are open", [(b"Retry-After", b"5")])
+            if len(self.table.open) >= SESSION_LIMIT:
+                raise Refused(503, f"{SESSION_LIMIT} sessions are open already", [(b"Retry-After", b"5")])
             ticket = await self._redeem(upgrade)
         except Refused as refused:
             REFUSED.labels(str(refused.status)).inc()

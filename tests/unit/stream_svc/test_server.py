@@ -83,17 +83,31 @@ def test_data_right_behind_the_head(server: RunningServer, shim: FakeShim) -> No
             received += piece
 
 
-def test_too_many_connections(server: RunningServer, shim: FakeShim, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_sessions(server: RunningServer, shim: FakeShim, monkeypatch: pytest.MonkeyPatch) -> None:
     """Are refused with 503 and a time to come again; readiness returns when they have gone."""
-    monkeypatch.setattr(server_module, "CONNECTION_LIMIT", 1)
+    monkeypatch.setattr(server_module, "SESSION_LIMIT", 1)
     token = shim.exec(lambda p: int(p.gone.wait(10)))
     with SpdyClient(server.port, f"/exec/{token}"):
+        wait_for(lambda: bool(server.server.not_ready()))
         with pytest.raises(RefusedError) as caught:
             SpdyClient(server.port, f"/exec/{shim.exec(lambda p: 0)}")
 
         assert caught.value.status == 503
         assert "Retry-After" in caught.value.head
     wait_for(lambda: not server.server.not_ready())
+
+
+def test_connections_without_a_ticket_take_no_sessions_place(
+    server: RunningServer, shim: FakeShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strangers that connect and say nothing keep nobody out, and beyond a number of them are dropped."""
+    monkeypatch.setattr(server_module, "SESSION_LIMIT", 1)
+    monkeypatch.setattr(server_module, "CONNECTION_LIMIT", 4)
+    silent = [dial(server.port) for _ in range(3)]
+    with SpdyClient(server.port, f"/exec/{shim.exec(lambda p: int(p.gone.wait(10)))}"), dial(server.port) as further:
+        assert further.recv(1) == b""
+    for sock in silent:
+        sock.close()
 
 
 def test_a_shim_that_is_full(server: RunningServer, shim: FakeShim, monkeypatch: pytest.MonkeyPatch) -> None:
