@@ -5,16 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from stream_svc import multiplexer, spdy_multiplexer
 from stream_svc.session import Limits
 from support.fake_shim import FakeShim
 from support.stream_server import RunningServer, ServerMaker
-
-# A machine busy with other things is no failure of a parser.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
