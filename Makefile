@@ -11,7 +11,7 @@ else
 STAMP_NEEDS := pyproject.toml hatch_build.py $(SOURCES)
 endif
 
-.PHONY: run check test root-test conformance bench clean setup-run setup-test
+.PHONY: run check test root-test vm-test conformance bench clean setup-run setup-test setup-vm
 
 run: setup-run $(VENV)/.installed
 	$(BIN)/bulkhead up $(if $(CONFIG),--config $(CONFIG))
@@ -32,6 +32,11 @@ root-test: setup-test $(VENV)/.installed-dev
 	$(BIN)/python tests/conformance/build.py
 	$(BIN)/pytest -q tests/root
 
+# Control groups of version 2, and the units under systemd, in an emulated machine made of Debian's packages. Needs root,
+# 4 GB of memory, 4 GB of disk, and half an hour.
+vm-test: setup-test setup-vm $(VENV)/.installed-dev
+	$(BIN)/pytest -q tests/vm/test_machine.py
+
 # The Kubernetes project's conformance suite, critest, with each runtime. KILL=image-svc kills that service before each
 # spec; ARGS='--runtime crun --focus Streaming --websocket' narrows it.
 conformance: setup-test $(VENV)/.installed-dev
@@ -40,7 +45,7 @@ conformance: setup-test $(VENV)/.installed-dev
 bench: setup-test $(VENV)/.installed-dev
 	$(BIN)/python bench/bench.py $(ARGS)
 
-setup-run setup-test: setup-%:
+setup-run setup-test setup-vm: setup-%:
 	@scripts/setup $*
 
 $(VENV)/bin/python: | setup-run

@@ -8,6 +8,7 @@ import contextlib
 import http.server
 import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +106,11 @@ class _Server(http.server.ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what went wrong with a request; a client that gave up waiting is nothing to log."""
+        if not isinstance(sys.exception(), ConnectionError):
+            logger.exception("a request for metrics or health failed")
 
 
 def serve(

@@ -1,6 +1,8 @@
 """The face with metrics and health, which any process of the node can reach."""
 
 import socket
+import struct
+import threading
 import time
 import urllib.request
 
@@ -40,3 +42,23 @@ def test_silent_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
             time.sleep(0.05)
     else:
         pytest.fail("no room again")
+
+
+def test_a_client_that_gives_up_is_not_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    """A connection reset before its answer leaves no traceback."""
+    asked, gone = threading.Event(), threading.Event()
+
+    def readiness() -> list[str]:
+        asked.set()
+        gone.wait(5)
+        return []
+
+    port = metrics.serve("test", readiness)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+        assert asked.wait(5)
+    gone.set()
+    assert get(port, "/healthz") == b"ok\n"
+    time.sleep(0.05)
+    assert "Traceback" not in capfd.readouterr().err

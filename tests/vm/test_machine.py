@@ -1,0 +1,46 @@
+"""Boots the machine once and runs in it what only it can show; each test here is a pytest run inside."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from vm.image import image
+from vm.machine import Machine
+from vm.payload import payload
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+#: Seconds for one run inside, on a host that has other things to do as well.
+TIMEOUT = 2400
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """A machine with this clone's Bulkhead in it."""
+    if missing := [name for name in ("qemu-system-x86_64", "mmdebstrap", "mke2fs") if shutil.which(name) is None]:
+        pytest.skip(f"{', '.join(missing)} not installed: make vm-test does")
+    if os.geteuid() != 0:
+        pytest.skip("making the image needs root")
+    made = image()
+    with Machine(made, payload(made)) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "tests/root/test_story.py",
+        "tests/vm/inside/test_cgroup_v2.py",
+        "tests/vm/inside/test_units.py",
+    ],
+)
+def test_inside(machine: Machine, path: str) -> None:
+    """Everything in the file passes in the machine, where nothing is skipped."""
+    assert machine.check("stat -f -c %T /sys/fs/cgroup; cat /proc/1/comm").split() == ["cgroup2fs", "systemd"]
+    pytest_inside = "/usr/lib/bulkhead/bin/pytest -q --tb=short -rPs -p no:cacheprovider"
+    done = machine.run(f"cd /payload/source && {pytest_inside} {path} 2>&1", TIMEOUT)
+    print(done.output)
+    assert done.status == 0, done.output[-6000:]
+    assert "skipped" not in done.output.splitlines()[-1]
