@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     build("cri-tools")
     build("runc")
     _own_namespaces()
+    # A run that is told to end takes its stack, its registry and its pods with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     good = True
     with tempfile.TemporaryDirectory(prefix="bhconf") as scratch, registry(Path(scratch) / "registry") as address:
         digests = images.push_all(address)
