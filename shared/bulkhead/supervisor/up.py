@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from bulkhead import __version__, cni_default, log
+from bulkhead import __version__, cni_default, heap, log
 from bulkhead.errors import BulkheadError, FailedPrecondition
 from bulkhead.launch import directories, reach, users
 from bulkhead.sockets import is_live
@@ -80,6 +80,7 @@ class Up:
         self._loop.on_signals({signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: hangup})
         self._zygote.start()
         claims.publish_address(self.config)
+        heap.settle()
         for name in START:
             if name != ZYGOTE:
                 self._stack.start(name)

@@ -5,7 +5,6 @@ own process what `python -m bulkhead.launch` does before exec, and then runs the
 it; a program that is not a script of this interpreter is exec'd.
 """
 
-import gc
 import importlib
 import logging
 import os
@@ -43,13 +42,9 @@ _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
 def warm() -> None:
-    """Import what services share, and take it out of the garbage collector's sight, whose marks would unshare it."""
-    gc.disable()
+    """Import what services share; heap.settle() is to follow, shortly before the first fork."""
     for name in SHARED:
         importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
-    gc.enable()
 
 
 def fork(plan: Plan, output: int) -> int:

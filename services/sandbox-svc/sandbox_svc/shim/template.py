@@ -6,13 +6,13 @@ zygote, which does more, is another process.
 """
 
 import ctypes
-import gc
 import json
 import os
 import socket
 import struct
 from typing import Any, NoReturn
 
+from bulkhead import heap
 from bulkhead.errors import Unavailable
 from sandbox_svc.shim.birth import quiet
 from sandbox_svc.shim.diary import Diary
@@ -21,10 +21,6 @@ from sandbox_svc.shim.shim import Settings, Shim
 
 #: Seconds that a fork may take.
 LIMIT = 10.0
-
-#: Objects of each size that fill the holes of the heap: 2.5 MB once, 0.2 MB less for each pod.
-BALLAST = 300
-_BYTES_HEAD = 33
 
 #: fork(2) itself. os.fork would run the hooks of threading, logging and random in the child, which put right what
 #: other threads may have left; here there are none, and the pages that the hooks touch cost each pod 0.6 MB.
@@ -39,8 +35,7 @@ class Template:
         self._channel.settimeout(LIMIT)
         # Rehearsed before this fork, not after: zygote and template share what it has written, 6 MB less in all.
         rehearse()
-        gc.collect()
-        gc.freeze()
+        heap.settle()
         if os.fork() == 0:
             self._channel.close()
             _serve(theirs, level)
@@ -72,13 +67,8 @@ def _serve(channel: socket.socket, level: str) -> NoReturn:
         os.setsid()
         shim = Shim()
         quiet((channel.fileno(), *shim.descriptors))
-        # What is alive now is alive for ever: a shim's collector need not touch, and so copy, its pages.
-        gc.collect()
-        gc.freeze()
-        # What a shim allocates shall stand on pages of its own, not in the holes of shared ones.
-        ballast = [bytes(size - _BYTES_HEAD) for size in range(48, 513, 16) for _ in range(BALLAST)]
+        heap.settle()
         _fork_for_ever(channel, shim, diary)
-        del ballast
         status = 0
     finally:
         os._exit(status)
