@@ -69,9 +69,13 @@ def test_exec_with_pipes(pod: Pod) -> None:
 
 
 def test_exec_with_a_terminal(pod: Pod) -> None:
-    """The client has the terminal itself, with its size from the start, and resizes it."""
+    """The client has the terminal itself, with the size it began with, and resizes it.
+
+    crun tells the size of an exec'd terminal to nobody but us, so that the process may look before it is set.
+    """
     pod.run("c", "sleep", "100")
-    session = pod.session("tty", exec=exec_ticket("sh", "-c", "stty size; read x; stty size; exit 6", tty=True))
+    script = "until stty size | grep '25 81'; do sleep 0.05; done; read x; stty size; exit 6"
+    session = pod.session("tty", exec=exec_ticket("sh", "-c", script, tty=True))
     fds = session.begin(width=81, height=25)
     seen = b""
     while b"25 81" not in seen:

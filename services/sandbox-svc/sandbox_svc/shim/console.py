@@ -11,14 +11,19 @@ from contextlib import suppress
 from bulkhead.errors import Internal
 from sandbox_svc.shim.loop import READ, Future, Loop
 
+#: ioctl_tty(2), since Linux 4.13.
+_TIOCGPTPEER = 0x5441
+
 
 class ConsoleSocket:
     """Waits at a path for one runtime to send one pty master (`--console-socket`)."""
 
-    __slots__ = ("_listener", "_loop", "_peer", "master", "path")
+    __slots__ = ("_listener", "_loop", "_peer", "_size", "master", "path")
 
-    def __init__(self, loop: Loop, path: str) -> None:
+    def __init__(self, loop: Loop, path: str, size: tuple[int, int] | None = None) -> None:
         self._loop, self.path = loop, path
+        #: Set as soon as the terminal is here: crun's exec does not heed consoleSize, and runs the process soon after.
+        self._size = size
         self.master: Future[int] = Future()
         self._peer: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -54,6 +59,8 @@ class ConsoleSocket:
                 if self.master.done:
                     os.close(fds[0])
                 else:
+                    if self._size is not None:
+                        resize(fds[0], *self._size)
                     self.master.set(fds[0])
         self._hang_up()
 
@@ -62,6 +69,11 @@ class ConsoleSocket:
         if peer is not None:
             self._loop.unwatch(peer.fileno())
             peer.close()
+
+
+def open_other_end(master: int) -> int:
+    """Open a terminal's user side without its path, which stands in the container; it becomes nobody's terminal."""
+    return fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def resize(master: int, width: int, height: int) -> None:

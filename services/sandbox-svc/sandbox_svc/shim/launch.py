@@ -42,7 +42,7 @@ class Launcher:
         self._reaper.expect()
         try:
             if process.io_spec.terminal:
-                console = ConsoleSocket(self._loop, f"{self.console_base}{next(_numbers)}")
+                console = ConsoleSocket(self._loop, f"{self.console_base}{next(_numbers)}", process.size)
             await step(pid_file, io.child(), console.path if console else "")
             process.pid = int(notes.read(pid_file))
             process.io = io

@@ -126,7 +126,10 @@ class Lifecycle:
     def streams(self, ident: str, io_spec: IoSpec) -> ProcessIO:
         """Open the streams of a process, owned as the options of the container's runtime say."""
         chosen = self.find(ident).runtime.options
-        return ProcessIO(self.loop, self.null, io_spec, chosen.io_uid, chosen.io_gid)
+        try:
+            return ProcessIO(self.loop, self.null, io_spec, chosen.io_uid, chosen.io_gid)
+        except OSError as error:
+            raise FailedPrecondition(f"streams of container {ident!r} cannot be opened: {error}") from error
 
     async def run_exec(self, ident: str, process: Process, io: Streams, deadline: float) -> None:
         """Launch an exec with streams from `streams`; they are closed if it fails."""
@@ -149,6 +152,8 @@ class Lifecycle:
 
     def kill(self, container: Container, process: Process, number: int, *, everybody: bool) -> None:
         """Signal a process, or every process of the container; NotFound if it has ended."""
+        if not 0 <= number < signal.NSIG:
+            raise InvalidArgument(f"signal {number} does not exist")
         if everybody and not process.exec_id and container.cgroup.pids():
             container.cgroup.signal(number)
         elif process.end is not None or (process.pid and not self.reaper.alive(process.pid)):

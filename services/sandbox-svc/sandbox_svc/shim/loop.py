@@ -95,6 +95,7 @@ class Loop:
         self._handlers: dict[int, Callable[[int], object]] = {}
         self._ready: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
+        self._sweep_at = 64
         self._numbers = itertools.count()
         self._running = True
 
@@ -123,6 +124,8 @@ class Loop:
 
     def later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Call after so many seconds."""
+        if len(self._timers) > self._sweep_at:
+            self._sweep()
         timer = Timer(callback)
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), timer))
         return timer
@@ -178,6 +181,12 @@ class Loop:
         self._expire()
         for _ in range(len(self._ready)):
             _guarded(self._ready.popleft())
+
+    def _sweep(self) -> None:
+        """Forget cancelled timers, whose time may be far away."""
+        self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+        heapq.heapify(self._timers)
+        self._sweep_at = max(64, 2 * len(self._timers))
 
     def _patience(self) -> float:
         while self._timers and self._timers[0][2].callback is None:

@@ -6,6 +6,7 @@ log files and attach clients never do.
 """
 
 import os
+import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -17,6 +18,8 @@ READ_SIZE = 64 * 1024
 TAP_LIMIT = 1 << 20
 #: Seconds that the last bytes may wait for a reader after the stream has ended.
 LINGER = 10.0
+#: Seconds to wait for descriptors to become free.
+SHORTAGE = 0.2
 
 
 class Sink(Protocol):
@@ -223,6 +226,33 @@ class SharedInput:
         """End the container's input if this client was to be the only one."""
         if self._once:
             self._outlet.finish()
+
+
+class Door:
+    """A listening socket: each connection is handed over, without blocking and set so itself."""
+
+    __slots__ = ("_loop", "_on_connection", "_socket")
+
+    def __init__(self, loop: Loop, sock: socket.socket, on_connection: Callable[[socket.socket], object]) -> None:
+        self._loop, self._socket, self._on_connection = loop, sock, on_connection
+        sock.setblocking(False)
+        self._open()
+
+    def _open(self) -> None:
+        self._loop.watch(self._socket.fileno(), READ, self._accept)
+
+    def _accept(self, _: int) -> None:
+        try:
+            connection, _address = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:
+            # Out of descriptors: the connection waits in the backlog, and must not wake us all the time.
+            self._loop.unwatch(self._socket.fileno())
+            self._loop.later(SHORTAGE, self._open)
+            return
+        connection.setblocking(False)
+        self._on_connection(connection)
 
 
 def pipe(uid: int = 0, gid: int = 0) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 
 from bulkhead.errors import BulkheadError, DeadlineExceeded, NotFound
 from bulkhead.proto.containerd.runc_options_pb2 import Options
@@ -17,6 +18,8 @@ from sandbox_svc.shim.reaper import Exit, Reaper
 DEFAULT_ROOT = "/run/containerd/runc"
 #: Seconds that one call of the runtime may take unless the caller says less.
 DEADLINE = 120.0
+#: Seconds that a killed one may take to be gone.
+KILL_WAIT = 5.0
 
 _numbers = itertools.count()
 
@@ -100,7 +103,8 @@ class Runtime:
         except DeadlineExceeded:
             if self._reaper.alive(pid):
                 os.killpg(pid, signal.SIGKILL)
-            await ended
+            with suppress(DeadlineExceeded):  # a process that hangs in the kernel outlives even that
+                await self._loop.within(ended, KILL_WAIT, what)
             raise
         finally:
             notes.remove(log)

@@ -14,6 +14,7 @@ from bulkhead.errors import BulkheadError, Internal, InvalidArgument, ResourceEx
 from bulkhead.proto.containerd.ttrpc_pb2 import Request
 from bulkhead.ttrpc_frames import FLAG_DESCRIPTOR, MESSAGE_LIMIT, REQUEST, Decoder, Frame, response
 from sandbox_svc.shim.loop import READ, WRITE, Future, Loop
+from sandbox_svc.shim.pipes import Door
 
 logger = logging.getLogger(__name__)
 
@@ -39,26 +40,15 @@ class Server:
         self.loop = loop
         self.methods = methods
         self.connections: set[Connection] = set()
-        self._listener: socket.socket | None = None
+        self._door: Door | None = None
 
     def listen(self, listener: socket.socket) -> None:
         """Serve those who connect to a listening socket."""
-        self._listener = listener
-        listener.setblocking(False)
-        self.loop.watch(listener.fileno(), READ, self._accept)
+        self._door = Door(self.loop, listener, lambda sock: self.connections.add(Connection(self, sock)))
 
     def flushed(self) -> bool:
         """Whether no answer waits to be written."""
         return not any(connection.backlog for connection in self.connections)
-
-    def _accept(self, _: int) -> None:
-        assert self._listener is not None
-        try:
-            sock, _address = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        sock.setblocking(False)
-        self.connections.add(Connection(self, sock))
 
 
 class Connection:

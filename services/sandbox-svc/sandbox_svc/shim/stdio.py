@@ -20,6 +20,7 @@ class ProcessIO:
         "_child",
         "_loop",
         "_null",
+        "_other_end",
         "_owner",
         "_spec",
         "_terminal_sinks",
@@ -41,6 +42,9 @@ class ProcessIO:
         self.stdin: Outlet | None = None
         self.stdin_once = False
         self.master = -1
+        # While the process lives we have its side of the terminal open as well: without any user, which is how a
+        # runtime may leave it for a moment, a terminal reads as ended.
+        self._other_end = -1
         #: The terminal belongs to somebody else, who is given it whole: it is neither read nor written here.
         self.raw_terminal = False
         try:
@@ -105,6 +109,7 @@ class ProcessIO:
     def adopt(self, master: int) -> None:
         """Serve the terminal that the runtime made."""
         self.master = master
+        self._other_end = console.open_other_end(master)
         if self.raw_terminal:
             return
         self.stdin = Outlet(self._loop, os.dup(master))
@@ -148,7 +153,8 @@ class ProcessIO:
             source.sinks.append(tap)
 
     def drain(self) -> None:
-        """Read what the process left in its pipes."""
+        """Read what the process, which has ended, left in its pipes or terminal."""
+        self._leave_terminal()
         for stream in ("stdout", "stderr"):
             if stream in self.sources:
                 self.sources[stream].drain()
@@ -166,6 +172,7 @@ class ProcessIO:
     def close(self) -> None:
         """Close everything; a second close does nothing."""
         self.started()
+        self._leave_terminal()
         for source in self.sources.values():
             source.drain()
             source.close()
@@ -177,3 +184,8 @@ class ProcessIO:
         if self.master >= 0:
             os.close(self.master)
             self.master = -1
+
+    def _leave_terminal(self) -> None:
+        if self._other_end >= 0:
+            os.close(self._other_end)
+            self._other_end = -1

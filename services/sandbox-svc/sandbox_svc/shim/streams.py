@@ -17,6 +17,7 @@ from sandbox_svc.shim import forward
 from sandbox_svc.shim.attach import attach
 from sandbox_svc.shim.host import Host
 from sandbox_svc.shim.loop import READ, Loop
+from sandbox_svc.shim.pipes import Door
 from sandbox_svc.shim.sessions import exec_process
 from sandbox_svc.shim.tickets import Tickets
 
@@ -34,25 +35,17 @@ class StreamServer:
     def __init__(self, loop: Loop, host: Host, tickets: Tickets) -> None:
         self.loop, self.host, self.tickets = loop, host, tickets
         self.sessions: set[Session] = set()
-        self._listener: socket.socket | None = None
+        self._door: Door | None = None
 
     def listen(self, listener: socket.socket) -> None:
         """Take sessions from a listening socket."""
-        self._listener = listener
-        listener.setblocking(False)
-        self.loop.watch(listener.fileno(), READ, self._accept)
+        self._door = Door(self.loop, listener, self._connected)
 
-    def _accept(self, _: int) -> None:
-        assert self._listener is not None
-        try:
-            sock, _address = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
+    def _connected(self, sock: socket.socket) -> None:
         if len(self.sessions) >= LIMIT:
             sock.close()
-            return
-        sock.setblocking(False)
-        self.sessions.add(Session(self, sock))
+        else:
+            self.sessions.add(Session(self, sock))
 
 
 class Session:
