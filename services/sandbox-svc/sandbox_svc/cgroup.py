@@ -21,9 +21,6 @@ from bulkhead.errors import InvalidArgument
 
 ROOT = Path("/sys/fs/cgroup")
 
-#: The prefix of scope units, as containerd's CRI plugin has it: cAdvisor and dashboards know it.
-SCOPE_PREFIX = "cri-containerd"
-
 
 @functools.cache
 def mode(root: Path = ROOT) -> str:
@@ -78,13 +75,6 @@ def parent_path(parent: str, *, systemd: bool) -> str:
     if not parent:
         return ""
     return expand_slice(os.path.basename(parent.rstrip("/"))) if systemd else f"/{relative(parent)}"
-
-
-def oci_path(parent: str, container_id: str, *, systemd: bool) -> str:
-    """Return linux.cgroupsPath for a container in a CRI cgroup_parent."""
-    if systemd:
-        return f"{os.path.basename(parent.rstrip('/'))}:{SCOPE_PREFIX}:{container_id}"
-    return f"{parent_path(parent, systemd=False).rstrip('/')}/{container_id}"
 
 
 def directories(cgroups_path: str, root: Path = ROOT) -> list[Path]:

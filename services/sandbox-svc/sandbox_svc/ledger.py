@@ -21,12 +21,12 @@ class Ledger:
         self._database = database
         self._undoers = undoers
 
-    def undo(self, owner: str, *, only: Collection[str] = (), but: Collection[str] = ()) -> list[Exception]:
-        """Undo an owner's entries (of some kinds, or all but some) and return what went wrong."""
+    def undo(self, owner: str, *, only: Collection[str] = ()) -> list[Exception]:
+        """Undo an owner's entries (all, or those of some kinds) and return what went wrong."""
         done: list[Entry] = []
         errors: list[Exception] = []
         for entry in self._database.entries(owner):
-            if (only and entry.kind not in only) or entry.kind in but:
+            if only and entry.kind not in only:
                 continue
             try:
                 self._undoers[entry.kind](entry)

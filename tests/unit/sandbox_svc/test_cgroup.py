@@ -1,12 +1,15 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bulkhead.config.model import RuntimeHandler
 from bulkhead.errors import InvalidArgument
 from sandbox_svc import cgroup
+from sandbox_svc.oci import resources
 
 ID = "0123456789ab"
 
@@ -32,30 +35,23 @@ def test_the_mode_is_told_by_what_is_mounted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parent", "systemd", "oci", "below"),
+    ("parent", "below"),
     [
-        ("/kubepods/burstable/podX", False, f"/kubepods/burstable/podX/{ID}", f"kubepods/burstable/podX/{ID}"),
-        ("/kubepods//podX/", False, f"/kubepods/podX/{ID}", f"kubepods/podX/{ID}"),
-        ("", False, f"/{ID}", ID),
+        ("/kubepods/burstable/podX", f"kubepods/burstable/podX/{ID}"),
+        ("/kubepods//podX/", f"kubepods/podX/{ID}"),
         (
             "kubepods-burstable-podX.slice",
-            True,
-            f"kubepods-burstable-podX.slice:cri-containerd:{ID}",
             f"kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podX.slice/cri-containerd-{ID}.scope",
         ),
-        (
-            "/kubepods.slice/kubepods-podX.slice",
-            True,
-            f"kubepods-podX.slice:cri-containerd:{ID}",
-            f"kubepods.slice/kubepods-podX.slice/cri-containerd-{ID}.scope",
-        ),
-        ("", True, f":cri-containerd:{ID}", f"system.slice/cri-containerd-{ID}.scope"),
+        ("/kubepods.slice/kubepods-podX.slice", f"kubepods.slice/kubepods-podX.slice/cri-containerd-{ID}.scope"),
     ],
 )
-def test_a_container_is_where_the_runtime_puts_it(parent: str, systemd: bool, oci: str, below: str) -> None:
-    """The cgroupsPath handed to the runtime and the group found under it agree, in both drivers' styles."""
-    assert cgroup.oci_path(parent, ID, systemd=systemd) == oci
-    assert cgroup.relative(oci) == below
+def test_a_container_is_where_the_runtime_puts_it(parent: str, below: str) -> None:
+    """The group of the cgroupsPath that the runtime is handed, in both drivers' styles; one is a path, one a scope."""
+    spec: dict[str, Any] = {"linux": {}}
+    resources.apply_cgroup_parent(spec, parent, ID, RuntimeHandler(name="runc"))
+    assert cgroup.relative(spec["linux"]["cgroupsPath"]) == below
+    assert cgroup.relative(f":cri-containerd:{ID}") == f"system.slice/cri-containerd-{ID}.scope"
 
 
 def test_a_parent_is_a_path_or_a_slice() -> None:

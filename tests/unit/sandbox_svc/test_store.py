@@ -88,7 +88,8 @@ def test_the_ledger_undoes_last_made_first_and_keeps_what_fails(database: Databa
     database.amend(POD_ID, "cni", {"n": 2})
     assert [entry.data for entry in database.entries(POD_ID)] == [{"n": 2}]
     refuse = False
-    assert ledger.undo(POD_ID, but=("cni",)) == []
+    assert ledger.undo(POD_ID, only=("netns",)) == []
+    assert database.owners() == {POD_ID}
     assert ledger.undo(POD_ID, only=("cni",)) == []
     assert database.owners() == set()
 

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bulkhead import command
@@ -131,13 +130,3 @@ def _failure(step: Step, answer: command.Result, took: float) -> BulkheadError:
     failure = kind(f"{where}: {message} (code {code})" + (f": {details}" if details else ""))
     failure.cni_code = code
     return failure
-
-
-def supported_versions(path: Path | str, timeout: float = 10.0) -> tuple[str, ...]:
-    """Return the CNI versions a plugin binary speaks, () if it does not say."""
-    stdin = b'{"cniVersion":"1.1.0"}'
-    answer = command.run([str(path)], timeout=timeout, input=stdin, env={**os.environ, "CNI_COMMAND": "VERSION"})
-    try:
-        return tuple(json.loads(answer.stdout)["supportedVersions"])
-    except (ValueError, KeyError, TypeError):
-        return ()

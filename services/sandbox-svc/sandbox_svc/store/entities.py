@@ -64,11 +64,6 @@ class Entity(Generic[R]):
         with self._condition:
             return self._condition.wait_for(lambda: predicate(self.record), max(0.0, timeout))
 
-    def poke(self) -> None:
-        """Wake who waits, so that conditions beside the record are looked at again."""
-        with self._condition:
-            self._condition.notify_all()
-
     @property
     def condition(self) -> threading.Condition:
         """The condition that `update` notifies."""
