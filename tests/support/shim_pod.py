@@ -65,6 +65,9 @@ class Zygote:
     def __exit__(self, *error: object) -> None:
         self.process.terminate()
         self.process.wait(10)
+        # A runtime removes a container's cgroup, not the parent that it had to make.
+        for parent in Path("/sys/fs/cgroup").glob(f"**/{self.directory.name}"):
+            parent.rmdir()
         shutil.rmtree(self.directory)
 
 
