@@ -15,6 +15,8 @@ from sandbox_svc.shim.loop import READ, Future, Loop
 
 #: Signals that the shim ignores and a child must not inherit as ignored.
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
+#: The environment of every child. os.environ decodes and encodes each variable whenever it is read: 0.1 MB a pod.
+_ENVIRONMENT = dict(os.environb)
 
 
 class Exit(NamedTuple):
@@ -51,7 +53,7 @@ class Reaper:
         pid = os.posix_spawn(
             path,
             list(arguments),
-            os.environ,
+            _ENVIRONMENT,
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(stdio)],
             setpgroup=0,
             setsigmask=(),
