@@ -35,8 +35,6 @@ SHORT: dict[str, Callable[..., Any]] = {
     "ListContainers": lists.list_containers,
     "StreamPodSandboxes": lists.stream_pod_sandboxes,
     "StreamContainers": lists.stream_containers,
-    "PodSandboxStatus": statuses.pod_sandbox_status,
-    "ContainerStatus": statuses.container_status,
     "ContainerStats": stats.container_stats,
     "ListContainerStats": stats.list_container_stats,
     "PodSandboxStats": stats.pod_sandbox_stats,
@@ -48,7 +46,8 @@ SHORT: dict[str, Callable[..., Any]] = {
     "UpdateRuntimeConfig": update.update_runtime_config,
 }
 
-#: RPCs that may take seconds: they wait for plugins, runtimes, a restarting service or a grace period, or read much.
+#: RPCs that may take seconds: they wait for plugins, runtimes, a restarting service, a grace period or the settling of
+#: a pod after our start, or read much.
 LONG: dict[str, Callable[..., Any]] = {
     "RunPodSandbox": run_pod_sandbox,
     "StopPodSandbox": stop_pod_sandbox,
@@ -58,6 +57,8 @@ LONG: dict[str, Callable[..., Any]] = {
     "StopContainer": stop_container,
     "RemoveContainer": remove_container,
     "UpdateContainerResources": update.update_container_resources,
+    "PodSandboxStatus": statuses.pod_sandbox_status,
+    "ContainerStatus": statuses.container_status,
     "ReopenContainerLog": execs.reopen_container_log,
     "ExecSync": execs.exec_sync,
     "Exec": execs.exec_stream,

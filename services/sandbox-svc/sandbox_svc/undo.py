@@ -8,7 +8,7 @@ from typing import Any
 
 from bulkhead import metrics, paths
 from bulkhead.config.model import Config
-from bulkhead.errors import BulkheadError, FailedPrecondition, NotFound, Unavailable
+from bulkhead.errors import BulkheadError, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
 from bulkhead.proto import shim_pb2
 from sandbox_svc import cgroup, netns, process, trees
 from sandbox_svc.cni import AddResult, Attachment, Manager
@@ -130,13 +130,21 @@ class Undoer:
         self._images.remove(entry.data["key"])
 
     def task(self, entry: Entry) -> None:
-        """Kill and delete a container in its shim; then kill what its cgroup still holds and remove that."""
-        ident, path = entry.data["id"], entry.data.get("cgroup", "")
+        """Kill and delete a container in its shim; then kill what its cgroup still holds and remove that.
+
+        A shim that does not answer saves no process, but keeps the entry: it will have to be told, or ended.
+        """
+        ident, path, silence = entry.data["id"], entry.data.get("cgroup", ""), None
         with _Borrowed(self._model, entry.data["shim"]) as link:
             if link.binding.process is None or process.alive(link.binding.process):
-                self._kill_in_shim(link, ident)
+                try:
+                    self._kill_in_shim(link, ident)
+                except DeadlineExceeded as error:
+                    silence = error
         if path and not cgroup.kill(path):
             raise FailedPrecondition(f"cgroup {path}: processes survive SIGKILL")
+        if silence is not None:
+            raise silence
         orphans.drop(paths.bundle(self._state, ident), ident)
         if path:
             cgroup.remove(path)

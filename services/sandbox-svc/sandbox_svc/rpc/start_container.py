@@ -6,7 +6,7 @@ import time
 import grpc
 
 from bulkhead import metrics
-from bulkhead.errors import FailedPrecondition
+from bulkhead.errors import FailedPrecondition, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import process, undo, usermap
 from sandbox_svc.node import Node
@@ -45,6 +45,11 @@ def start_container(
                 started_at=now, finished_at=now, exit_code=START_FAILED, reason="StartError", message=str(error)[:4096]
             )
             raise
+        try:
+            node.watcher.park(container, link)
+        except Unavailable:
+            node.settle(node, container.pod)  # it runs, or ran: how it ended is not for us to make up
+    node.collector.watch(node.container_source(container))
     return cri.StartContainerResponse()
 
 
@@ -73,5 +78,3 @@ def _start(node: Node, container: Container, link: Link) -> None:
     with metrics.stage("task_start"):
         pid = link.start(ident)
     container.update(started_at=now, process=process.identify(pid))
-    node.watcher.park(container, link)
-    node.collector.watch(node.container_source(container))
