@@ -32,7 +32,7 @@ def zygote() -> Iterator[Zygote]:
 
 @pytest.fixture(params=["runc", "crun"])
 def pod(request: pytest.FixtureRequest, zygote: Zygote) -> Iterator[Pod]:
-    made = Pod(zygote, f"pod{next(numbers)}", request.param)
+    made = Pod(zygote, f"pod{next(numbers)}", request.param).fork()
     yield made
     made.close()
 
@@ -269,7 +269,7 @@ def test_an_exec_of_the_task_api(pod: Pod, tmp_path: Path) -> None:
 
 def test_containers_outlive_a_killed_shim(zygote: Zygote) -> None:
     """SIGKILL of the shim leaves the container running, for whoever kills it by its cgroup."""
-    pod = Pod(zygote, "killed-shim", "runc")
+    pod = Pod(zygote, "killed-shim", "runc").fork()
     pid = pod.run("c", "sleep", "1000")
     os.kill(pod.pid, signal.SIGKILL)
     until(lambda: pod.client.closed)
@@ -283,7 +283,7 @@ def test_containers_outlive_a_killed_shim(zygote: Zygote) -> None:
 
 def test_signals_do_not_end_a_shim_and_a_live_one_is_not_replaced(zygote: Zygote) -> None:
     """SIGTERM, SIGHUP and SIGINT pass by; a second order for the same directory is refused."""
-    pod = Pod(zygote, "stubborn", "runc")
+    pod = Pod(zygote, "stubborn", "runc").fork()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         os.kill(pod.pid, number)
     order = {"id": "stubborn", "namespace": "k8s.io", "directory": str(pod.directory), "stream_gid": 0}
@@ -298,7 +298,7 @@ def test_signals_do_not_end_a_shim_and_a_live_one_is_not_replaced(zygote: Zygote
 
 def test_a_pod_costs_little(zygote: Zygote) -> None:
     """A shim with one container has at most 3.5 MB to itself."""
-    pod = Pod(zygote, "small", "runc")
+    pod = Pod(zygote, "small", "runc").fork()
     pod.run("c", "sleep", "1000")
     rollup = Path(f"/proc/{pod.pid}/smaps_rollup").read_text().splitlines()
     private = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))

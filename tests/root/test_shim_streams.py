@@ -30,7 +30,7 @@ def zygote() -> Iterator[Zygote]:
 
 @pytest.fixture(params=["runc", "crun"])
 def pod(request: pytest.FixtureRequest, zygote: Zygote) -> Iterator[Pod]:
-    made = Pod(zygote, f"pod{next(numbers)}", request.param)
+    made = Pod(zygote, f"pod{next(numbers)}", request.param).fork()
     yield made
     made.close()
 
@@ -230,7 +230,7 @@ def netns() -> Iterator[Path]:
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_port_forward(zygote: Zygote, netns: Path, family: socket.AddressFamily, host: str) -> None:
     """Connections are made in the pod's network namespace, over IPv4 or IPv6, many in one session."""
-    pod = Pod(zygote, f"forward-{family}", "runc")
+    pod = Pod(zygote, f"forward-{family}", "runc").fork()
     listener, port = serve(netns, family, host)
     ticket = shim_pb2.PortForwardTicket(netns=str(netns), ports=[port, 1])
     session = pod.session("forward", port_forward=ticket)

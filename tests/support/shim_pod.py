@@ -20,6 +20,7 @@ from bulkhead import paths, seqpacket
 from bulkhead.proto import shim_pb2
 from bulkhead.proto.containerd import runc_options_pb2
 from bulkhead.proto.containerd import task_pb2 as pb
+from bulkhead.proto.containerd.task_types_pb2 import STOPPED
 from bulkhead.ttrpc import Client
 from sandbox_svc.shim import uris
 from support.images import busybox_layer
@@ -74,16 +75,20 @@ class Zygote:
 class Pod:
     """A shim and its containers."""
 
-    def __init__(self, zygote: Zygote, name: str, runtime: str, **order: Any) -> None:
+    def __init__(self, zygote: Zygote, name: str, runtime: str) -> None:
         self.zygote, self.name, self.runtime = zygote, name, runtime
         self.base = zygote.directory / name
         self.base.mkdir()
         self.directory = paths.shim_directory(zygote.state, name)
-        fork = {"id": name, "namespace": "k8s.io", "directory": str(self.directory), "stream_gid": 0}
-        answer = zygote.order({"fork": fork | {"bundles": str(self.base)} | order})
+        self.ids: list[str] = []
+
+    def fork(self, **order: Any) -> "Pod":
+        """Have the shim, or with kind="keeper" a keeper, forked and connect to it."""
+        fork = {"id": self.name, "namespace": "k8s.io", "directory": str(self.directory), "stream_gid": 0}
+        answer = self.zygote.order({"fork": fork | {"bundles": str(self.base)} | order})
         self.pid: int = answer["forked"]["pid"]
         self.client = Client(str(self.directory / "task"))
-        self.ids: list[str] = []
+        return self
 
     def task(self, method: str, message: Message, kind: type[M]) -> M:
         """Call the task service."""
@@ -105,8 +110,10 @@ class Pod:
     def bundle(
         self, ident: str, *args: str, tty: bool = False, change: Callable[[dict[str, Any]], None] | None = None
     ) -> Path:
-        """Make a bundle of busybox that runs these arguments; `change` may edit the spec."""
+        """Make a bundle of busybox, unless it is there, that runs these arguments; `change` may edit the spec."""
         bundle = self.base / ident
+        if bundle.exists():
+            return bundle
         root = bundle / "rootfs"
         root.mkdir(parents=True)
         subprocess.run(["tar", "-xC", root], input=busybox_layer(), check=True, timeout=30)
@@ -190,7 +197,7 @@ class Pod:
     def close(self) -> None:
         """Kill what is left and have the shim leave."""
         for ident in list(self.ids):
-            if self.state(ident).exited_at.seconds == 0:
+            if self.state(ident).status != STOPPED:
                 self.kill(ident)
                 self.wait(ident)
             self.delete(ident)
