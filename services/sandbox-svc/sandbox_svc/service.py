@@ -42,12 +42,11 @@ SHORT: dict[str, Callable[..., Any]] = {
     "StreamContainerStats": stats.stream_container_stats,
     "StreamPodSandboxStats": stats.stream_pod_sandbox_stats,
     "ListMetricDescriptors": pod_metrics.list_metric_descriptors,
-    "UpdatePodSandboxResources": update.update_pod_sandbox_resources,
     "UpdateRuntimeConfig": update.update_runtime_config,
 }
 
-#: RPCs that may take seconds: they wait for plugins, runtimes, a restarting service, a grace period or the settling of
-#: a pod after our start, or read much.
+#: RPCs that may take seconds: they wait for plugins, runtimes, a restarting service, a grace period, another
+#: operation of the pod or its settling after our start, or read much.
 LONG: dict[str, Callable[..., Any]] = {
     "RunPodSandbox": run_pod_sandbox,
     "StopPodSandbox": stop_pod_sandbox,
@@ -57,6 +56,7 @@ LONG: dict[str, Callable[..., Any]] = {
     "StopContainer": stop_container,
     "RemoveContainer": remove_container,
     "UpdateContainerResources": update.update_container_resources,
+    "UpdatePodSandboxResources": update.update_pod_sandbox_resources,
     "PodSandboxStatus": statuses.pod_sandbox_status,
     "ContainerStatus": statuses.container_status,
     "ReopenContainerLog": execs.reopen_container_log,
