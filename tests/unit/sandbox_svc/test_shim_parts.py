@@ -20,7 +20,7 @@ from sandbox_svc.shim import cgroup, mounts, options, start, uris
 from sandbox_svc.shim.execsync import Budget, Capture
 from sandbox_svc.shim.loop import Loop
 from sandbox_svc.shim.processes import ALLOWED, Process, has_private_pids
-from sandbox_svc.shim.reaper import Exit
+from sandbox_svc.shim.reaper import Exit, environment
 from sandbox_svc.shim.runtime import complaint
 from sandbox_svc.shim.streamset import IoSpec
 from sandbox_svc.shim.tickets import Tickets
@@ -301,3 +301,12 @@ def test_captured_output_is_cut_for_both_streams_together() -> None:
     assert out.fd >= 0
     assert (err.fd, bytes(err.data)) == (-1, b"e" * 30_000)
     out.close()
+
+
+def test_children_do_not_hear_of_our_service_manager() -> None:
+    """What systemd says to the zygote is not said to runtimes, and they always have a PATH."""
+    assert environment({b"NOTIFY_SOCKET": b"/run/x", b"LISTEN_FDS": b"1", b"HOME": b"/root", b"PATH": b"/x"}) == {
+        b"HOME": b"/root",
+        b"PATH": b"/x",
+    }
+    assert b"/usr/sbin" in environment({})[b"PATH"]

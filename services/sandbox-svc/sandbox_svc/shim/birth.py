@@ -10,10 +10,6 @@ from typing import NoReturn
 from bulkhead.errors import AlreadyExists, Internal
 from sandbox_svc.shim.reaper import IGNORED
 
-#: What a service manager tells the one process that it started; runc would answer on NOTIFY_SOCKET.
-MANAGERS = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID")
-#: Where runtimes and their helpers are looked for, if nobody says.
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Seconds that a live shim may take to accept a connection.
 _PROBE = 1.0
 
@@ -73,7 +69,7 @@ def start_time(pid: int) -> int:
 
 
 def quiet(keep: Iterable[int], name: str = "bulkhead-shim") -> None:
-    """Let go of whoever started this process: descriptors, directory, file mode mask, signals, environment.
+    """Let go of whoever started this process: descriptors, directory, file mode mask, signals.
 
     The descriptors in `keep` stay open, standard streams lead to /dev/null. SIGTERM is ignored too: a unit that is
     stopped does not take pods along.
@@ -88,9 +84,6 @@ def quiet(keep: Iterable[int], name: str = "bulkhead-shim") -> None:
     os.close(null)
     os.chdir("/")
     os.umask(0o022)
-    for variable in MANAGERS:
-        os.environ.pop(variable, None)
-    os.environ.setdefault("PATH", PATH)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError), open("/proc/self/comm", "w") as file:

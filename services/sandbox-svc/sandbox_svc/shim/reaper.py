@@ -7,7 +7,7 @@ child that failed), so processes are made by posix_spawn and their exits come fr
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sandbox_svc.shim import signals
@@ -15,8 +15,21 @@ from sandbox_svc.shim.loop import READ, Future, Loop
 
 #: Signals that the shim ignores and a child must not inherit as ignored.
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
+
+#: What a service manager tells the one process that it started; runc would wait for an answer on NOTIFY_SOCKET.
+_MANAGERS = (b"NOTIFY_SOCKET", b"LISTEN_FDS", b"LISTEN_PID", b"LISTEN_FDNAMES", b"WATCHDOG_USEC", b"WATCHDOG_PID")
+#: Where runtimes look for their helpers, if nobody says.
+_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def environment(own: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """Return what children are given of this environment."""
+    kept = {name: value for name, value in own.items() if name not in _MANAGERS}
+    return {b"PATH": _PATH} | kept
+
+
 #: The environment of every child. os.environ decodes and encodes each variable whenever it is read: 0.05 MB a pod.
-_ENVIRONMENT = dict(os.environb)
+_ENVIRONMENT = environment(os.environb)
 
 
 class Exit(NamedTuple):

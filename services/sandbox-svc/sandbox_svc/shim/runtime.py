@@ -16,6 +16,8 @@ from sandbox_svc.shim.reaper import Exit, Reaper
 
 #: Where stock shims keep the runtime's state; the namespace is appended.
 DEFAULT_ROOT = "/run/containerd/runc"
+#: Where runtimes are looked for, if nobody says.
+PATH = os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 #: Seconds that one call of the runtime may take unless the caller says less.
 DEADLINE = 120.0
 #: Seconds that a killed one may take to be gone.
@@ -118,7 +120,7 @@ class Runtime:
 
 def find_binary(name: str) -> str:
     """Return the absolute path of a runtime; runc where none is named."""
-    path = name if name.startswith("/") and os.access(name, os.X_OK) else shutil.which(name or "runc")
+    path = name if name.startswith("/") and os.access(name, os.X_OK) else shutil.which(name or "runc", path=PATH)
     if path is None:
         raise NotFound(f"OCI runtime {name or 'runc'!r} is not installed")
     return os.path.abspath(path)
