@@ -33,5 +33,5 @@ class Streams:
 
     def _address(self) -> str:
         """Return stream-svc's base URL, asked anew each time: its port may change when it restarts."""
-        answer = rpc.call(self._stub.Address, streams_pb2.AddressRequest(), service=SERVICE, timeout=5.0)
+        answer = rpc.call(self._stub.Address, streams_pb2.AddressRequest(), service=SERVICE, timeout=10.0)
         return str(answer.base_url).rstrip("/")

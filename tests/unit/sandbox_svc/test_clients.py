@@ -25,6 +25,7 @@ from sandbox_svc.rpc import exec as execs
 from sandbox_svc.store.records import ShimBinding
 from sandbox_svc.streams import Streams
 from sandbox_svc.task import foreign
+from sandbox_svc.task import zygote as zygotes
 from sandbox_svc.task.events import EventSink
 from sandbox_svc.task.link import Link
 from sandbox_svc.task.start import start_again
@@ -171,8 +172,9 @@ def test_the_zygote_is_ordered_and_its_refusals_are_raised(tmp_path: Path) -> No
     assert (orders[1]["fork"]["kind"], orders[1]["fork"]["address"]) == ("keeper", "/f")
 
 
-def test_no_zygote_is_unavailable(tmp_path: Path) -> None:
+def test_no_zygote_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The socket's path stands in the message."""
+    monkeypatch.setattr(zygotes, "RESTART_PATIENCE", 0.1)
     with pytest.raises(Unavailable, match=r"fork\.sock"):
         Zygote(tmp_path, 0).fork("p")
 

@@ -1,6 +1,8 @@
 """Orders to the shim zygote: fork a shim for a pod, or a keeper beside a foreign shim."""
 
 import logging
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "k8s.io"
 #: Seconds until a forked shim's sockets must listen.
 FORK_TIMEOUT = 15.0
+#: Seconds that a new pod waits for a zygote that is being started again: the supervisor takes 5 in a crash loop.
+RESTART_PATIENCE = 10.0
 
 
 class Zygote:
@@ -44,7 +48,7 @@ class Zygote:
             **more,
         }
         with metrics.stage("shim_fork"):
-            forked = self._ask({"fork": order}, "forked")
+            forked = self._ask({"fork": order}, "forked", RESTART_PATIENCE)
         return Process(int(forked["pid"]), int(forked["start_time"]), boot_id())
 
     def working_crun(self) -> str:
@@ -59,8 +63,19 @@ class Zygote:
             return ""
         return str(found.get("path", "")) if found.get("works") else ""
 
-    def _ask(self, message: dict[str, Any], key: str) -> dict[str, Any]:
-        sock = seqpacket.connect(self._socket, FORK_TIMEOUT)
+    def _connect(self, patience: float) -> socket.socket:
+        """Connect, trying for `patience` seconds: nothing was sent yet, so nothing is ordered twice."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return seqpacket.connect(self._socket, FORK_TIMEOUT)
+            except Unavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.05)
+
+    def _ask(self, message: dict[str, Any], key: str, patience: float = 0.0) -> dict[str, Any]:
+        sock = self._connect(patience)
         try:
             seqpacket.send(sock, message)
             answer, fds = seqpacket.receive(sock)
