@@ -29,18 +29,19 @@ def machine() -> Iterator[Machine]:
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("before", "path"),
     [
-        "tests/root/test_story.py",
-        "tests/vm/inside/test_cgroup_v2.py",
-        "tests/vm/inside/test_units.py",
+        # First, so that it is systemd-sysusers that makes the users.
+        ("true", "tests/vm/inside/test_units.py"),
+        ("scripts/setup run", "tests/vm/inside/test_cgroup_v2.py"),
+        ("scripts/setup run", "tests/root/test_story.py"),
     ],
 )
-def test_inside(machine: Machine, path: str) -> None:
+def test_inside(machine: Machine, before: str, path: str) -> None:
     """Everything in the file passes in the machine, where nothing is skipped."""
     assert machine.check("stat -f -c %T /sys/fs/cgroup; cat /proc/1/comm").split() == ["cgroup2fs", "systemd"]
     pytest_inside = "/usr/lib/bulkhead/bin/pytest -q --tb=short -rPs -p no:cacheprovider"
-    done = machine.run(f"cd /payload/source && {pytest_inside} {path} 2>&1", TIMEOUT)
+    done = machine.run(f"cd /payload/source && {before} && {pytest_inside} {path} 2>&1", TIMEOUT)
     print(done.output)
     assert done.status == 0, done.output[-6000:]
     assert "skipped" not in done.output.splitlines()[-1]

@@ -119,6 +119,7 @@ def crictl(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     systemctl("start", "bulkhead.target", timeout=300)
     wait_answering(crictl)
     crictl("rmp", "-f", "-a")
+    systemctl("stop", "bulkhead.target", "bulkhead-shims.service")
 
 
 @pytest.fixture(scope="module")
