@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from support.leaks import Host
 from support.registry import registry as run_registry
 
 CLONE_NEWNET = 0x40000000
+#: What the scratch directories of stacks and peers begin with.
+SCRATCH = "/tmp/bh"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,6 +27,29 @@ def own_network() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=10)
+
+
+#: Cgroups that a peer makes and keeps: the parent that containerd gives to pods without one.
+PEERS_CGROUPS = ("k8s.io",)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left(own_network: None) -> Iterator[None]:
+    """Fail the session if, after its last test, a mount, a namespace, a cgroup or a process is there that was not.
+
+    Links and packet filter rules are in the session's own network namespace and go with it.
+    """
+    before = Host.look(SCRATCH)
+    yield
+    left: dict[str, list[str]] = {}
+    for _ in range(50):  # what is removed behind an answer gets its moment
+        left = before.left_by(Host.look(SCRATCH))
+        left["cgroups"] = [path for path in left.get("cgroups", []) if not set(path.split("/")) & set(PEERS_CGROUPS)]
+        left = {kind: items for kind, items in left.items() if items and kind not in ("links", "rules")}
+        if not left:
+            return
+        time.sleep(0.2)
+    assert left == {}
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +72,9 @@ def registry(own_network: None) -> Iterator[str]:
 @pytest.fixture
 def leak_check() -> Iterator[None]:
     """Fail the test if it left a mount, namespace, link, cgroup, packet filter rule or process."""
-    before = Host.look("/tmp/bh")
+    before = Host.look(SCRATCH)
     yield
-    left = before.left_by(Host.look("/tmp/bh"))
+    left = before.left_by(Host.look(SCRATCH))
     # The bridge and its two masquerade jumps belong to the CNI plugins' host side, which no DEL removes.
     left["links"] = [name for name in left.get("links", []) if not name.startswith("bh")]
     assert {kind: items for kind, items in left.items() if items} == {}

@@ -47,7 +47,7 @@ def _links() -> frozenset[str]:
 
 
 def _cgroups() -> frozenset[str]:
-    return frozenset(root for root, _, _ in os.walk(CGROUP) if root.count("/") <= 9)
+    return frozenset(root for root, _, _ in os.walk(CGROUP))
 
 
 def _rules() -> frozenset[str]:
