@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 CONNECT_PATIENCE = 10.0
 RETRY_PERIOD = 15.0
 #: Seconds from the beginning of one settling of a pod to that of the next.
-SPACING = 1.0
+SPACING = 0.25
 _HALF = {Phase.CREATING: "made", Phase.REMOVING: "removed"}
 
 
@@ -76,27 +76,36 @@ def _recover(node: Node, pod: Pod) -> None:
 
 
 def soon(node: Node, pod: Pod, delay: float = 0.0) -> None:
-    """Have a pod settled in the background after a delay in seconds; asked again before that, it is done once.
+    """Have a pod settled in the background after a delay in seconds; the earliest of several demands counts for all.
 
     A shim that takes connections only to hang up is followed once in SPACING seconds.
     """
     with pod.condition:
-        if pod.settling_due:
-            return
-        pod.settling_due = True
-        delay = max(delay, pod.settling_began + SPACING - time.monotonic())
-    node.background.behind("settle", _when_due, node, pod, delay)
+        due = max(time.monotonic() + delay, pod.settling_began + SPACING)
+        awaited = pod.settling_due is not None
+        pod.settling_due = due if pod.settling_due is None else min(due, pod.settling_due)
+        pod.condition.notify_all()
+    if not awaited:
+        node.background.behind("settle", _when_due, node, pod)
 
 
-def _when_due(node: Node, pod: Pod, delay: float) -> None:
-    if delay <= 0 or not node.background.stopping.wait(delay):
+def _when_due(node: Node, pod: Pod) -> None:
+    while not node.background.stopping.is_set():
+        with pod.condition:
+            if pod.settling_due is None:
+                return  # settled meanwhile
+            left = pod.settling_due - time.monotonic()
+            if left > 0:
+                pod.condition.wait(min(left, 1.0))
+                continue
         settle(node, pod)
+        return
 
 
 def settle(node: Node, pod: Pod) -> None:
     """Bring one pod's records in line with its shim, or with the lack of one; try again later if that fails."""
     with pod.condition:
-        pod.settling_due, pod.settling_began = False, time.monotonic()
+        pod.settling_due, pod.settling_began = None, time.monotonic()
     with pod.operation:
         if pod.record.phase is not Phase.PRESENT:
             return  # its creation or removal, which has the shim's end before it, knows what to do

@@ -25,7 +25,7 @@ from sandbox_svc.rpc.stop_pod_sandbox import stop_pod
 from sandbox_svc.store.database import Database, Entry
 from sandbox_svc.store.entities import Container
 from sandbox_svc.store.model import Model
-from sandbox_svc.store.records import ContainerRecord, Phase, Process, SandboxRecord, ShimBinding
+from sandbox_svc.store.records import ContainerRecord, Exit, Phase, Process, SandboxRecord, ShimBinding
 from sandbox_svc.undo import Undoer
 from sandbox_svc.watch import Watcher
 
@@ -104,6 +104,27 @@ def test_a_shim_that_hangs_up_again_and_again_costs_one_thread(world: Any, monke
     time.sleep(0.55)
     world.node.background.stopping.set()
     assert 3 <= len(tries) <= 7
+
+
+def test_a_lost_connection_does_not_wait_for_the_next_try(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dying shim may still take a connection: what then fails is tried again at once when that breaks, too."""
+    monkeypatch.setattr(recovery, "RETRY_PERIOD", 60.0)
+    monkeypatch.setattr(recovery, "SPACING", 0.05)
+    settled = threading.Event()
+
+    def found(link: Any) -> dict[str, Exit]:
+        settled.set()
+        return {}
+
+    def reported(link: Any) -> dict[str, Exit]:
+        monkeypatch.setattr(recovery, "_reported", found)
+        raise Unavailable("the connection ended before the answer came")
+
+    monkeypatch.setattr(recovery, "_reported", reported)
+    recovery.settle(world.node, world.pod)
+    assert not settled.wait(0.1)
+    recovery.soon(world.node, world.pod)
+    assert settled.wait(5)
 
 
 def test_any_failure_to_settle_is_followed_by_another_try(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,8 +92,8 @@ class Pod(Entity[SandboxRecord]):
         #: Set once a recovered pod has been compared with the kernel; always set for a pod of this process's making.
         self.settled = threading.Event()
         self.settled.set()
-        #: Whether settling is due and has not begun, and when it last began (time.monotonic); under `condition`.
-        self.settling_due = False
+        #: When settling is due that has not begun, and when it last began (time.monotonic); under `condition`.
+        self.settling_due: float | None = None
         self.settling_began = float("-inf")
 
     @property
