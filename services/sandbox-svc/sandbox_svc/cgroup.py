@@ -67,6 +67,17 @@ def relative(cgroups_path: str) -> str:
     return "/".join(parts)
 
 
+def limited(cgroups_path: str, root: Path = ROOT) -> str:
+    """Return the group below a hierarchy's root that has a container's limits, as relative() does.
+
+    On version 2 crun puts them, and the processes, into a group `container` of a scope: systemd resets those of the scope
+    itself when it reloads.
+    """
+    below = relative(cgroups_path)
+    inner = f"{below}/container"
+    return inner if below.endswith(".scope") and mode(root) == "v2" and (root / inner).is_dir() else below
+
+
 def parent_path(parent: str, *, systemd: bool) -> str:
     """Return the group that a CRI cgroup_parent names, as a path; "" stays "" (the runtime's own default).
 

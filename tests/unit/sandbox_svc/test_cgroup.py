@@ -137,3 +137,13 @@ def test_oom_kills_are_counted_in_both_versions(tmp_path: Path) -> None:
     (one / "memory/pod/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
     (two / "pod/memory.events").write_text("low 0\noom 2\noom_kill 4\noom_group_kill 0\n")
     assert (cgroup.oom_kills("/pod", one), cgroup.oom_kills("/pod", two), cgroup.oom_kills("/x", one)) == (3, 4, 0)
+
+
+def test_limits_of_a_scope_may_be_in_a_group_within(tmp_path: Path) -> None:
+    """crun's `container` below a scope is where a container's numbers are read; anywhere else that name means nothing."""
+    place = "a.slice/cri-containerd-x.scope"
+    plain, inner = v2(tree(tmp_path / "1", place)), v2(tree(tmp_path / "2", f"{place}/container", "pod/x/container"))
+    assert cgroup.limited("a.slice:cri-containerd:x", plain) == place
+    assert cgroup.limited("a.slice:cri-containerd:x", inner) == f"{place}/container"
+    assert cgroup.limited("/pod/x", inner) == "pod/x"
+    assert cgroup.limited("a.slice:cri-containerd:x", tree(tmp_path / "3", f"systemd/{place}/container")) == place

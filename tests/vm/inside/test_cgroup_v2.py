@@ -191,9 +191,9 @@ def test_out_of_memory_is_the_reason(node: Node) -> None:
 def test_a_fork_bomb_is_held_and_killed(node: Node) -> None:
     """pids.max holds, and stopping a container that ignores signals and forks without pause leaves nothing."""
     pod = node.pod("forks")
-    container = node.container(
-        pod, "bomb", "trap '' TERM; while :; do sleep 1000 & sleep 0.01; done", unified={"pids.max": "30"}
-    )
+    # The shell that forks ends when it can no more; its children and the first process stay.
+    bomb = "trap '' TERM; (while :; do sleep 1000 & done) & exec sleep 1000"
+    container = node.container(pod, "bomb", bomb, unified={"pids.max": "30"})
     group = node.group("forks", container)
     deadline = time.monotonic() + 30
     while int(re.findall(r"max (\d+)", content(group / "pids.events"))[0]) == 0:

@@ -30,7 +30,7 @@ class Sample:
 
 def read(group: str, root: Path = cgroup.ROOT) -> list[Sample]:
     """Return the samples of a group (a cgroupsPath)."""
-    below = cgroup.relative(group)
+    below = cgroup.limited(group, root)
     if cgroup.mode(root) == "v2":
         directory = f"{root}/{below}"
         readers = (_cpu_v2, _memory_v2, _io_v2, _pids, _hugetlb, _pressure)

@@ -69,7 +69,7 @@ class Usage:
 
 def read(group: str, root: Path = cgroup.ROOT) -> Usage:
     """Return what a group (a cgroupsPath) has used, its children included. Takes some 60 µs."""
-    below = cgroup.relative(group)
+    below = cgroup.limited(group, root)
     if cgroup.mode(root) == "v2":
         directory = f"{root}/{below}"
         return Usage(_cpu_v2(directory), _memory_v2(directory), _pids(directory), stall(directory, "io.pressure"))
