@@ -12,7 +12,7 @@ from bulkhead.errors import AlreadyExists, BulkheadError, FailedPrecondition, In
 from bulkhead.proto.containerd import events_pb2 as events
 from bulkhead.proto.containerd.task_pb2 import CreateTaskRequest
 from bulkhead.proto.containerd.task_types_pb2 import CREATED, PAUSED, RUNNING
-from sandbox_svc.shim import mounts, notes, oom, options
+from sandbox_svc.shim import mounts, notes, null, oom, options
 from sandbox_svc.shim.cgroup import Cgroup
 from sandbox_svc.shim.endings import EXIT_FILE, Endings, Publish, stamp
 from sandbox_svc.shim.launch import Launcher
@@ -39,7 +39,7 @@ class Lifecycle:
     def __init__(self, loop: Loop, reaper: Reaper, publish: Publish) -> None:
         self.loop, self.reaper, self.publish = loop, reaper, publish
         self.containers: dict[str, Container] = {}
-        self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         #: Called after the last container is gone.
         self.on_empty: Callable[[], object] = lambda: None
         #: What makes containers; the rehearsal has another.
@@ -49,12 +49,12 @@ class Lifecycle:
         self._namespace = ""
 
     def begin(self, namespace: str, console_base: str) -> None:
-        """Serve containers of a namespace.
+        """Serve containers of a namespace, in the process that is to be the shim.
 
-        Console sockets are named by console_base and a number: a socket's path holds 107 bytes, which a bundle's
-        is often beyond.
+        Console sockets are named by console_base and a number: a bundle's path is often beyond a socket's 107 bytes.
         """
         self._namespace, self._launcher.console_base = namespace, console_base
+        null.replace(self.null)
 
     def close(self) -> None:
         """Close what is open without a container."""

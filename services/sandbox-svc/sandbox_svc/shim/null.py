@@ -35,3 +35,10 @@ def open_null() -> int:
     except OSError as error:
         logger.warning("no null device of our own, the host's is used: %s", error)
         return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def replace(fd: int) -> None:
+    """Put a null device of this process's own in the place of an open descriptor."""
+    own = open_null()
+    os.dup2(own, fd, inheritable=False)
+    os.close(own)
