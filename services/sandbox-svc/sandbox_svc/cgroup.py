@@ -70,8 +70,7 @@ def relative(cgroups_path: str) -> str:
 def limited(cgroups_path: str, root: Path = ROOT) -> str:
     """Return the group below a hierarchy's root that has a container's limits, as relative() does.
 
-    On version 2 crun puts them, and the processes, into a group `container` of a scope: systemd resets those of the scope
-    itself when it reloads.
+    On version 2 crun puts them, and the processes, into a group `container` of a scope: the scope's own are systemd's.
     """
     below = relative(cgroups_path)
     inner = f"{below}/container"

@@ -140,7 +140,7 @@ def test_oom_kills_are_counted_in_both_versions(tmp_path: Path) -> None:
 
 
 def test_limits_of_a_scope_may_be_in_a_group_within(tmp_path: Path) -> None:
-    """crun's `container` below a scope is where a container's numbers are read; anywhere else that name means nothing."""
+    """crun's `container` below a scope is where its numbers are read; anywhere else that name means nothing."""
     place = "a.slice/cri-containerd-x.scope"
     plain, inner = v2(tree(tmp_path / "1", place)), v2(tree(tmp_path / "2", f"{place}/container", "pod/x/container"))
     assert cgroup.limited("a.slice:cri-containerd:x", plain) == place
