@@ -12,7 +12,7 @@ from bulkhead.launch.plan import Plan
 from bulkhead.supervisor.warm import fork
 
 #: A program that ran this many seconds has started well: its next death counts as the first.
-STEADY = 10.0
+STEADY = 2.0
 _DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
