@@ -21,13 +21,19 @@ http: {{addr: "{address}"}}
 
 
 @contextmanager
-def registry(directory: Path, htpasswd: Path | None = None) -> Iterator[str]:
-    """Run a registry that keeps its data below `directory` and yield its "host:port"."""
+def registry(directory: Path, htpasswd: Path | None = None, auth: str = "") -> Iterator[str]:
+    """Run a registry that keeps its data below `directory` and yield its "host:port".
+
+    It asks for the passwords of a htpasswd file, or for what `auth` says below the `auth:` of its configuration.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     address = f"127.0.0.1:{free_port()}"
-    auth = f"auth: {{htpasswd: {{realm: test, path: {htpasswd}}}}}" if htpasswd else ""
+    if htpasswd:
+        auth = f"htpasswd: {{realm: test, path: {htpasswd}}}"
     config = directory / "registry.yml"
-    config.write_text(_CONFIG.format(data=directory / "data", address=address, auth=auth))
+    config.write_text(
+        _CONFIG.format(data=directory / "data", address=address, auth=f"auth: {{{auth}}}" if auth else "")
+    )
     log = (directory / "registry.log").open("wb")
     child = subprocess.Popen(
         ["docker-registry", "serve", str(config)],

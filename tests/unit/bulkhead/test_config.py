@@ -290,3 +290,89 @@ def test_no_value_crashes_the_reader(tmp_path_factory: pytest.TempPathFactory, v
         assert str(error)
     else:
         assert loaded.root.is_absolute()
+
+
+#: Every option of the CRI plugin's guide (containerd 1.7, version 2), by table below the plugin's, none at its default.
+GUIDE = {
+    "": """
+disable_tcp_service = false
+stream_server_address = "127.0.0.2"
+stream_server_port = "10010"
+stream_idle_timeout = "5h"
+enable_selinux = true
+selinux_category_range = 512
+sandbox_image = "r/pause:1"
+stats_collect_period = 11
+enable_tls_streaming = true
+tolerate_missing_hugetlb_controller = false
+ignore_image_defined_volumes = true
+netns_mounts_under_state_dir = true
+max_container_log_line_size = 1000
+disable_cgroup = true
+disable_apparmor = true
+restrict_oom_score_adj = true
+max_concurrent_downloads = 4
+disable_proc_mount = true
+unset_seccomp_profile = "runtime/default"
+enable_unprivileged_ports = false
+enable_unprivileged_icmp = false
+enable_cdi = false
+cdi_spec_dirs = ["/x"]
+drain_exec_sync_io_timeout = "10s"
+""",
+    "x509_key_pair_streaming": 'tls_cert_file = "/c"\ntls_key_file = "/k"\n',
+    "containerd": """
+snapshotter = "native"
+no_pivot = true
+disable_snapshot_annotations = false
+discard_unpacked_layers = true
+default_runtime_name = "kata"
+ignore_blockio_not_enabled_errors = true
+ignore_rdt_not_enabled_errors = true
+""",
+    "containerd.default_runtime": "",
+    "containerd.untrusted_workload_runtime": "",
+    "containerd.runtimes.kata": """
+runtime_type = "io.containerd.kata.v2"
+pod_annotations = ["a.*"]
+container_annotations = ["b.*"]
+privileged_without_host_devices = true
+privileged_without_host_devices_all_devices_allowed = true
+base_runtime_spec = "/s"
+cni_conf_dir = "/n"
+cni_max_conf_num = 2
+snapshotter = "native"
+treat_ro_mounts_as_rro = "Disabled"
+""",
+    "containerd.runtimes.kata.options": """
+NoPivotRoot = true
+NoNewKeyring = true
+ShimCgroup = "/g"
+IoUid = 1
+IoGid = 2
+BinaryName = "/b"
+Root = "/r"
+SystemdCgroup = true
+CriuImagePath = "/i"
+CriuWorkPath = "/w"
+""",
+    "cni": 'bin_dir = "/b"\nconf_dir = "/c"\nmax_conf_num = 3\nconf_template = "/t"\nip_pref = "cni"\n',
+    "image_decryption": 'key_model = ""\n',
+    "registry": 'config_path = "/certs"\n',
+}
+#: What of it has no effect by design, is deprecated, or has no effect yet; each is told in one warning.
+TOLD = {"disable_tcp_service", "no_pivot", "bin_dir", "disable_snapshot_annotations", "disable_cgroup", "cdi_spec_dirs"}
+
+
+def test_every_option_of_the_guide_is_known(tmp_path: Path) -> None:
+    """Each option is read into a place of its own, or told of in one warning, and none is refused."""
+    plugin = 'plugins."io.containerd.grpc.v1.cri"'
+    tables = [f"[{plugin}{'.' + name if name else ''}]\n{body}" for name, body in GUIDE.items()]
+    loaded = config.examine(write(tmp_path, "version = 2\n" + "".join(tables)))
+
+    told = {name for name in TOLD if any(name in line for line in loaded.warnings)}
+    options = [line.partition(" ")[0] for body in GUIDE.values() for line in body.split("\n") if line]
+    assert (told, len(loaded.warnings)) == (TOLD, len(TOLD))
+    assert len(loaded.origins.keys() - {"version"}) == len(options) - len({"disable_tcp_service", "no_pivot"})
+    assert loaded.config.runtime.runtimes["kata"].options["SystemdCgroup"] is True
+    assert loaded.config.images.registry.config_path == ("/certs",)
