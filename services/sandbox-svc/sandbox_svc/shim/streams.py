@@ -23,8 +23,9 @@ from sandbox_svc.shim.tickets import Tickets
 
 logger = logging.getLogger(__name__)
 
-#: Seconds from the connection to its `redeem`, and from there to its `begin`.
-PATIENCE = 30.0
+#: Seconds from the connection to its `redeem`, and from there to its `begin`: stream-svc gives its clients 30 to open
+#: their streams in between, and is the one to tell them that they were slow.
+PATIENCE, BEGIN_PATIENCE = 30.0, 35.0
 #: Sessions at once, half-open ones included.
 LIMIT = 1000
 
@@ -118,7 +119,7 @@ class Session:
         self._on_close.clear()
 
     def _impatient(self) -> None:
-        self.fail(DeadlineExceeded(f"the session did not begin within {PATIENCE:g} s"))
+        self.fail(DeadlineExceeded("the session did not begin in time"))
 
     def _ready(self, _: int) -> None:
         try:
@@ -160,10 +161,11 @@ class Session:
         self._ticket = ticket = self._server.tickets.redeem(token)
         kind = ticket.WhichOneof("what")
         answer: dict[str, Any] = {"kind": kind}
+        self._patience.cancel()
         if kind == "port_forward":
             answer["ports"] = list(ticket.port_forward.ports)
-            self._patience.cancel()
         else:
+            self._patience = self.loop.later(BEGIN_PATIENCE, self._impatient)
             what = ticket.exec if kind == "exec" else ticket.attach
             answer |= {"tty": what.tty, "stdin": what.stdin, "stdout": what.stdout, "stderr": what.stderr}
         self.send({"ok": answer})
