@@ -3,7 +3,11 @@
 import re
 from pathlib import Path
 
+from google.protobuf import json_format
+
 from bulkhead.config.unhonoured import UNHONOURED
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc import validate
 from sandbox_svc.service import unbuilt
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -24,3 +28,14 @@ def test_options_without_effect() -> None:
 def test_calls_that_are_unimplemented() -> None:
     """Every CRI call that answers UNIMPLEMENTED is listed, and no other."""
     assert listed("unimplemented") == set(unbuilt())
+
+
+def test_examples_are_sound() -> None:
+    """The pod and the container that README starts pass the checks of sandbox-svc."""
+    examples = Path(__file__).parents[2] / "docs" / "examples"
+    pod = json_format.Parse((examples / "pod.json").read_text(), cri.PodSandboxConfig())
+    container = json_format.Parse((examples / "container.json").read_text(), cri.ContainerConfig())
+
+    validate.pod(pod)
+    validate.container(container)
+    assert container.log_path
