@@ -47,14 +47,15 @@ class Machine:
 
     def __enter__(self) -> "Machine":
         try:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=(self.directory / "qemu.log").open("wb"),
-                stderr=subprocess.STDOUT,
-                # Its snapshots of the disks are files here.
-                env=os.environ | {"TMPDIR": str(self.directory)},
-            )
+            with (self.directory / "qemu.log").open("wb") as log:
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # Its snapshots of the disks are files here.
+                    env=os.environ | {"TMPDIR": str(self.directory)},
+                )
             deadline = time.monotonic() + BOOT_TIMEOUT
             self._socket = self._connect(deadline)
             self.boot_seconds = self._answer(deadline)["ready"]
