@@ -214,3 +214,4 @@ def test_sys_is_bound_on_the_nodes_network_in_a_user_namespace() -> None:
     options.userns_options.gids.add(host_id=100000, container_id=0, length=65536)
     mount = at(sandbox_spec(request), "/sys")
     assert (mount["type"], mount["source"]) == ("bind", "/sys")
+    assert {"rbind", "rprivate", "rro"} <= set(mount["options"])

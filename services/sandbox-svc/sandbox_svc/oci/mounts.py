@@ -61,10 +61,14 @@ def writable(spec: Json, type_: str) -> None:
 
 
 def bind_sys(spec: Json) -> None:
-    """Put the node's /sys, read-only, in the place of a sysfs mount that the kernel would refuse (EPERM)."""
+    """Put the node's /sys, read-only, in the place of a sysfs mount that the kernel would refuse (EPERM).
+
+    It is private, as crun binds what the node has, shared as it is: what crun then hides in it, /sys/firmware, would be
+    hidden on the node, too, and the kernel refuses every later user namespace a sysfs that shows more than the node's.
+    """
     for index, mount in enumerate(spec["mounts"]):
         if _clean(mount["destination"]) == _SYS and mount.get("type") == "sysfs":
-            spec["mounts"][index] = _bind(_SYS, _SYS, ["rbind", "rro", *_LOCKED])
+            spec["mounts"][index] = _bind(_SYS, _SYS, ["rbind", "rprivate", "rro", *_LOCKED])
 
 
 def _cgroup(request: ContainerInput) -> Json:
