@@ -42,7 +42,19 @@ def pods(sandbox: Sandbox) -> Iterator[Pods]:
     yield sandbox.pods("stock")
     sandbox.remove_all()
     assert sandbox.remains() == []
-    assert stock_shims(sandbox) == []
+    await_stock_shims(sandbox, 0)
+
+
+def await_stock_shims(sandbox: Sandbox, count: int) -> list[int]:
+    """Wait until there are that many stock shims and return them.
+
+    A child that a shim has forked has the shim's command line until it becomes the runtime.
+    """
+    deadline = time.monotonic() + 5
+    while len(found := stock_shims(sandbox)) != count:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
 
 
 def stock_shims(sandbox: Sandbox) -> list[int]:
@@ -70,11 +82,7 @@ def test_a_pod_lives_and_dies(sandbox: Sandbox, pods: Pods) -> None:
     assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
     pods.stop(container, 0)
     assert pods.status(container).exit_code == 137
-    # A child that the shim has forked has its command line until it becomes the runtime.
-    deadline = time.monotonic() + 5
-    while len(stock_shims(sandbox)) != 1:
-        assert time.monotonic() < deadline, stock_shims(sandbox)
-        time.sleep(0.02)
+    await_stock_shims(sandbox, 1)
     pods.remove(pod)
 
 
@@ -114,7 +122,7 @@ def test_a_dead_foreign_shim_ends_its_pod(sandbox: Sandbox, pods: Pods, away: bo
     config = pods.config("shimless")
     pod = pods.run(config)
     container = pods.start(pod, config, "app", "exec sleep 171717")
-    (shim,) = stock_shims(sandbox)
+    (shim,) = await_stock_shims(sandbox, 1)
     if away:
         sandbox.kill()
     os.kill(shim, signal.SIGKILL)
