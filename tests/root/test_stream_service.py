@@ -19,6 +19,7 @@ import pytest
 from bulkhead import paths, rpc
 from bulkhead.proto import streams_pb2, streams_pb2_grpc
 from support.fake_shim import FakeShim
+from support.ports import free_port
 from support.stream_clients import SpdyClient
 
 pytestmark = pytest.mark.root
@@ -62,12 +63,6 @@ class Service:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(10)
-
-
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -11,8 +11,6 @@ from bulkhead import __version__
 from bulkhead.cli import config, prepare, status, up
 from bulkhead.errors import BulkheadError
 
-CONFIG_HELP = "configuration file (default: /etc/bulkhead/config.toml if it exists, else built-in)"
-
 
 def parser() -> argparse.ArgumentParser:
     """Return the whole command line."""

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from bulkhead.proto.containerd.forward_pb2 import ForwardRequest
 from bulkhead.ttrpc_frames import NAMESPACE_KEY, RESPONSE, Decoder, request
 from sandbox_svc.shim.loop import READ, Loop, Timer
+from sandbox_svc.shim.pipes import receive
 
 logger = logging.getLogger(__name__)
 
@@ -96,12 +97,9 @@ class Publisher:
 
     def _readable(self, _: int) -> None:
         assert self._socket is not None
-        try:
-            data = self._socket.recv(65536)
-        except BlockingIOError:
+        data = receive(self._socket)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self._retry()
             return

@@ -261,3 +261,13 @@ def pipe(uid: int = 0, gid: int = 0) -> tuple[int, int]:
     if uid or gid:
         os.fchown(ends[0], uid, gid)  # both ends are one inode
     return ends
+
+
+def receive(sock: socket.socket) -> bytes | None:
+    """Return what a socket has, at most 64 KiB: nothing at its end or once it is broken, None if it has none yet."""
+    try:
+        return sock.recv(65536)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""

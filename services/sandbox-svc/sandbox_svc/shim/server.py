@@ -14,7 +14,7 @@ from bulkhead.errors import BulkheadError, Internal, InvalidArgument, ResourceEx
 from bulkhead.proto.containerd.ttrpc_pb2 import Request
 from bulkhead.ttrpc_frames import FLAG_DESCRIPTOR, MESSAGE_LIMIT, REQUEST, Decoder, Frame, response
 from sandbox_svc.shim.loop import READ, WRITE, Future, Loop
-from sandbox_svc.shim.pipes import Door
+from sandbox_svc.shim.pipes import Door, receive
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +82,9 @@ class Connection:
             self._read()
 
     def _read(self) -> None:
-        try:
-            data = self._socket.recv(65536)
-        except BlockingIOError:
+        data = receive(self._socket)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self.close()
             return

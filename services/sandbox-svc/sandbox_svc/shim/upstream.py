@@ -11,7 +11,7 @@ from bulkhead.errors import Internal, ResourceExhausted, Unavailable, from_code
 from bulkhead.proto.containerd.ttrpc_pb2 import Response
 from bulkhead.ttrpc_frames import MESSAGE_LIMIT, NAMESPACE_KEY, RESPONSE, Decoder, Frame, request
 from sandbox_svc.shim.loop import READ, Future, Loop
-from sandbox_svc.shim.pipes import Outlet
+from sandbox_svc.shim.pipes import Outlet, receive
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +67,9 @@ class Upstream:
 
     def _readable(self, _: int) -> None:
         assert self._socket is not None
-        try:
-            data = self._socket.recv(65536)
-        except BlockingIOError:
+        data = receive(self._socket)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self._hang_up()
             return
