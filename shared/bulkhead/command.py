@@ -6,17 +6,23 @@ Long-lived children are the supervisor's (bulkhead.supervisor) and the shim's ow
 import contextlib
 import logging
 import os
+import selectors
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO
 
-from bulkhead.errors import DeadlineExceeded, NotFound
+from bulkhead.errors import DeadlineExceeded, NotFound, ResourceExhausted
 
 logger = logging.getLogger(__name__)
 
 #: Seconds from SIGKILL to the end of a process that is not stuck in the kernel.
 _DEATH = 5.0
+#: Bytes that a program may write unless its caller says otherwise: no plugin's output fills our memory.
+_OUTPUT = 16 << 20
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,14 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
     pass_fds: Sequence[int] = (),
+    limit: int = _OUTPUT,
 ) -> Result:
     """Run a program to its end in a process group of its own and return its output.
 
-    The whole group is killed after `timeout` seconds (DeadlineExceeded); a program that is not there is NotFound.
-    A non-zero exit status is the caller's to judge.
+    The whole group is killed after `timeout` seconds (DeadlineExceeded) or when it has written more than `limit`
+    bytes (ResourceExhausted); a program that is not there is NotFound. A non-zero exit status is the caller's to judge.
     """
+    deadline = time.monotonic() + timeout
     try:
         child = subprocess.Popen(
             args,
@@ -63,11 +71,66 @@ def run(
     except (FileNotFoundError, PermissionError) as error:
         raise NotFound(f"{args[0]}: {error.strerror}") from error
     try:
-        stdout, stderr = child.communicate(input, timeout=timeout)
-    except subprocess.TimeoutExpired as error:
+        stdout, stderr = _converse(child, input, deadline, limit)
+        child.wait(max(0.0, deadline - time.monotonic()))
+    except (TimeoutError, subprocess.TimeoutExpired) as error:
         _end(child)
         raise DeadlineExceeded(f"{args[0]} did not finish within {timeout:g} s and was killed") from error
+    except ResourceExhausted as error:
+        _end(child)
+        raise ResourceExhausted(f"{args[0]} wrote more than {limit} bytes and was killed") from error
+    except BaseException:
+        _end(child)
+        raise
     return Result(tuple(args), child.returncode, stdout, stderr)
+
+
+def _converse(child: subprocess.Popen[bytes], input: bytes, deadline: float, limit: int) -> tuple[bytes, bytes]:
+    """Write the input and read both outputs until they end; TimeoutError, ResourceExhausted past their bounds."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stderr is not None
+    found = {child.stdout: bytearray(), child.stderr: bytearray()}
+    rest = memoryview(input)
+    with selectors.DefaultSelector() as waiting:
+        for stream in found:
+            waiting.register(stream, selectors.EVENT_READ)
+        os.set_blocking(child.stdin.fileno(), False)
+        waiting.register(child.stdin, selectors.EVENT_WRITE)
+        while waiting.get_map():
+            left = deadline - time.monotonic()
+            ready = waiting.select(left) if left > 0 else []
+            if not ready:
+                raise TimeoutError
+            for key, _ in ready:
+                if key.fileobj is child.stdin:
+                    rest = _write(child.stdin, rest)
+                    if not rest:
+                        waiting.unregister(child.stdin)
+                        child.stdin.close()
+                elif not _read(found, key.fileobj):  # type: ignore[arg-type] # only the two outputs are left
+                    waiting.unregister(key.fileobj)
+                    key.fileobj.close()  # type: ignore[union-attr] # registered as a file above
+                elif sum(map(len, found.values())) > limit:
+                    raise ResourceExhausted
+    return bytes(found[child.stdout]), bytes(found[child.stderr])
+
+
+def _write(stream: IO[bytes], rest: memoryview) -> memoryview:
+    """Write what the pipe takes and return what is left: nothing once the program has closed its end."""
+    try:
+        return rest[os.write(stream.fileno(), rest[:_PIECE]) :]
+    except BlockingIOError:
+        return rest
+    except BrokenPipeError:
+        return rest[:0]
+
+
+def _read(found: dict[IO[bytes], bytearray], stream: IO[bytes]) -> bool:
+    """Read a piece of one output; False at its end."""
+    piece = os.read(stream.fileno(), _PIECE)
+    found[stream] += piece
+    return bool(piece)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from bulkhead import command
-from bulkhead.errors import DeadlineExceeded
+from bulkhead.errors import DeadlineExceeded, ResourceExhausted
 
 pytestmark = pytest.mark.root
 
@@ -22,3 +22,20 @@ def test_a_program_that_takes_no_input_is_killed_on_time() -> None:
     """More input than a pipe holds is waiting for it when it is killed."""
     with pytest.raises(DeadlineExceeded):
         command.run(["/bin/sleep", "5"], timeout=0.2, input=b"x" * (1 << 20))
+
+
+def test_output_has_a_bound() -> None:
+    """A program that writes without end is killed when it has written what it may; one at the bound is not."""
+    began = time.monotonic()
+    with pytest.raises(ResourceExhausted, match="/bin/sh wrote more than 65536 bytes and was killed"):
+        command.run(["/bin/sh", "-c", "while :; do echo yes; done"], timeout=20, limit=65536)
+    assert time.monotonic() - began < 10
+    exact = command.run(["/bin/sh", "-c", "head -c 65000 /dev/zero; head -c 536 /dev/zero >&2"], timeout=9, limit=65536)
+    assert (len(exact.stdout), len(exact.stderr)) == (65000, 536)
+
+
+def test_both_directions_at_once() -> None:
+    """More than a pipe holds goes in and comes out; a program that does not read its input ends as it likes."""
+    text = bytes(range(256)) * 4096
+    assert command.run(["/bin/cat"], timeout=10, input=text).stdout == text
+    assert command.run(["/bin/sh", "-c", "exit 3"], timeout=10, input=text).returncode == 3
