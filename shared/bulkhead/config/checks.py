@@ -9,6 +9,11 @@ def at_least(lowest: float) -> Callable[[Any], str]:
     return lambda value: "" if value >= lowest else f"expected {lowest:g} or more"
 
 
+def above(limit: float) -> Callable[[Any], str]:
+    """The number is more than that."""
+    return lambda value: "" if value > limit else f"expected more than {limit:g}"
+
+
 def one_of(*allowed: str) -> Callable[[Any], str]:
     """The string is one of those."""
     return lambda value: "" if value in allowed else "expected one of " + ", ".join(f'"{item}"' for item in allowed)

@@ -174,6 +174,39 @@ class StreamProcessor:
 
 
 @dataclass(frozen=True)
+class NriValidator:
+    """`nri.default_validator`: what no plugin may do, and which plugins must have had their say."""
+
+    enable: bool = False
+    reject_oci_hook_adjustment: bool = False
+    reject_runtime_default_seccomp_adjustment: bool = False
+    reject_unconfined_seccomp_adjustment: bool = False
+    reject_custom_seccomp_adjustment: bool = False
+    reject_namespace_adjustment: bool = False
+    reject_sysctl_adjustment: bool = False
+    #: Names ("name" or "NN-name") of plugins without which no pod or container is made.
+    required_plugins: tuple[str, ...] = ()
+    #: The annotation that lets a pod or container do without required plugins; "" for none.
+    tolerate_missing_plugins_annotation: str = ""
+
+
+@dataclass(frozen=True)
+class Nri:
+    """`io.containerd.nri.v1.nri`: plugins of the Node Resource Interface."""
+
+    disable: bool = False
+    #: Whether only the plugins of plugin_path are there: no socket is opened.
+    disable_connections: bool = False
+    plugin_path: str = "/opt/nri/plugins"
+    plugin_config_path: str = "/etc/nri/conf.d"
+    socket_path: str = "/var/run/nri/nri.sock"
+    #: Seconds a plugin has to register once it is connected, and to answer a request.
+    plugin_registration_timeout: float = 5.0
+    plugin_request_timeout: float = 2.0
+    default_validator: NriValidator = field(default_factory=NriValidator)
+
+
+@dataclass(frozen=True)
 class Bulkhead:
     """`[bulkhead]`: what containerd has no word for."""
 
@@ -228,4 +261,5 @@ class Config:
     images: Images = field(default_factory=Images)
     streaming: Streaming = field(default_factory=Streaming)
     stream_processors: tuple[StreamProcessor, ...] = ()
+    nri: Nri = field(default_factory=Nri)
     bulkhead: Bulkhead = field(default_factory=Bulkhead)

@@ -63,7 +63,7 @@ def _section(path: list[str], table: Table, config: Config) -> list[str]:
             value: Any = config
             for part in node.target.split("."):
                 value = getattr(value, part)
-            if node.target.endswith("config_path"):
+            if node.target == "images.registry.config_path":
                 value = ":".join(value)
             elif node.kind == "duration":
                 value = f"{value:g}s"

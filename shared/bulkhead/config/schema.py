@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 from bulkhead.config.checks import (
+    above,
     absolute,
     at_least,
     key_model,
@@ -206,6 +207,34 @@ CRI_V2: Table = {
     "cni": _CNI,
 }
 
+_NRI: Table = {
+    "disable": Option("bool", "nri.disable"),
+    "disable_connections": Option("bool", "nri.disable_connections"),
+    "plugin_path": Option("str", "nri.plugin_path", check=absolute),
+    "plugin_config_path": Option("str", "nri.plugin_config_path", check=absolute),
+    "socket_path": Option("str", "nri.socket_path", check=absolute),
+    "plugin_registration_timeout": Option("duration", "nri.plugin_registration_timeout", check=above(0)),
+    "plugin_request_timeout": Option("duration", "nri.plugin_request_timeout", check=above(0)),
+    "default_validator": {
+        **{
+            name: Option("bool", f"nri.default_validator.{name}")
+            for name in (
+                "enable",
+                "reject_oci_hook_adjustment",
+                "reject_runtime_default_seccomp_adjustment",
+                "reject_unconfined_seccomp_adjustment",
+                "reject_custom_seccomp_adjustment",
+                "reject_namespace_adjustment",
+                "reject_sysctl_adjustment",
+            )
+        },
+        "required_plugins": Option("strs", "nri.default_validator.required_plugins"),
+        "tolerate_missing_plugins_annotation": Option(
+            "str", "nri.default_validator.tolerate_missing_plugins_annotation"
+        ),
+    },
+}
+
 #: The plugin tables of version 3 that are read.
 PLUGINS_V3: dict[str, Table] = {
     "io.containerd.cri.v1.images": {
@@ -223,8 +252,9 @@ PLUGINS_V3: dict[str, Table] = {
         "cni": _CNI,
     },
     "io.containerd.grpc.v1.cri": _STREAMING,
+    "io.containerd.nri.v1.nri": _NRI,
 }
-PLUGINS_V2: dict[str, Table] = {"io.containerd.grpc.v1.cri": CRI_V2}
+PLUGINS_V2: dict[str, Table] = {"io.containerd.grpc.v1.cri": CRI_V2, "io.containerd.nri.v1.nri": _NRI}
 PLUGINS_V1: dict[str, Table] = {"cri": CRI_V2}
 
 _SOCKET: Table = {"address": Option("str"), "uid": Option("int"), "gid": Option("int")}
