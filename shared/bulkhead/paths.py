@@ -15,6 +15,11 @@ def service_socket(state: Path, service: str) -> Path:
     return state / service / "grpc.sock"
 
 
+def layer_socket(state: Path) -> Path:
+    """Return the socket on which the decryptor takes layers and grants (keys.proto says what is spoken there)."""
+    return state / "decryptor" / "layers.sock"
+
+
 def cri_socket(state: Path) -> Path:
     """Return the frontend's CRI socket; the address in the configuration is a symbolic link to it."""
     return state / "cri-frontend" / "cri.sock"

@@ -52,8 +52,8 @@ class Keys(keys_pb2_grpc.KeysServicer):
         audit.warning(
             "refused",
             extra={
-                "image": verdict.shown(request.image),
-                "pod": verdict.shown(request.pod),
+                "image": verdict.shown(request.use.image),
+                "pod": verdict.shown(request.use.pod),
                 "layer": verdict.shown(layer.digest),
                 "reason": reason,
             },

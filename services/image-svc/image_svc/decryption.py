@@ -34,8 +34,7 @@ class Gatekeeper:
             text = f"{image}: layer {locked[0].digest} is encrypted and image_decryption.key_model is empty"
             raise FailedPrecondition(text)
         request = keys_pb2.CheckRequest(
-            image=image,
-            pod=pod,
+            use=keys_pb2.Use(image=image, pod=pod),
             layers=[
                 keys_pb2.Layer(digest=each.digest, media_type=each.media_type, annotations=each.annotations)
                 for each in locked

@@ -82,7 +82,7 @@ def test_plain_layers_pass() -> None:
 
 def test_an_encrypted_layer_is_refused_and_audited(formats: dict[str, bytes], caplog: pytest.LogCaptureFixture) -> None:
     """Check fails at the encrypted layer and leaves one audit line with image, pod and reason."""
-    request = keys_pb2.CheckRequest(image="registry/a:1", pod="default/p")
+    request = keys_pb2.CheckRequest(use=keys_pb2.Use(image="registry/a:1", pod="default/p"))
     request.layers.add(digest="sha256:11", media_type="application/vnd.oci.image.layer.v1.tar")
     request.layers.add(
         digest=DIGEST, media_type="application/vnd.oci.image.layer.v1.tar+encrypted", annotations=annotations("jwe")
