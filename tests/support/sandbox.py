@@ -48,6 +48,10 @@ BinaryName = "{binary}"
 runtime_type = "io.containerd.runc.v2"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun.options]
 BinaryName = "/usr/bin/crun"
+[plugins.'io.containerd.nri.v1.nri']
+plugin_path = "{directory}/nri/plugins"
+plugin_config_path = "{directory}/nri/conf.d"
+socket_path = "{directory}/nri/run/nri.sock"
 {more}
 [bulkhead.metrics_ports]
 sandbox-svc = -1

@@ -47,6 +47,10 @@ default_runtime_name = "{default}"
 BinaryName = "/usr/sbin/runc"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun.options]
 BinaryName = "/usr/bin/crun"
+[plugins.'io.containerd.nri.v1.nri']
+plugin_path = "{directory}/nri/plugins"
+plugin_config_path = "{directory}/nri/conf.d"
+socket_path = "{directory}/nri/run/nri.sock"
 {more}
 [bulkhead]
 decryption_keys_path = "{directory}/keys"

@@ -5,7 +5,7 @@ a warning. Sources: containerd docs/cri/config.md, internal/cri/config and the c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Union
 
 from bulkhead.config.checks import (
@@ -20,6 +20,7 @@ from bulkhead.config.checks import (
     recursive_read_only,
     sandboxer,
 )
+from bulkhead.config.model import NriValidator
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ CRI_V2: Table = {
     "cni": _CNI,
 }
 
+_KINDS: dict[type, str] = {bool: "bool", str: "str", tuple: "strs"}
 _NRI: Table = {
     "disable": Option("bool", "nri.disable"),
     "disable_connections": Option("bool", "nri.disable_connections"),
@@ -216,22 +218,8 @@ _NRI: Table = {
     "plugin_registration_timeout": Option("duration", "nri.plugin_registration_timeout", check=above(0)),
     "plugin_request_timeout": Option("duration", "nri.plugin_request_timeout", check=above(0)),
     "default_validator": {
-        **{
-            name: Option("bool", f"nri.default_validator.{name}")
-            for name in (
-                "enable",
-                "reject_oci_hook_adjustment",
-                "reject_runtime_default_seccomp_adjustment",
-                "reject_unconfined_seccomp_adjustment",
-                "reject_custom_seccomp_adjustment",
-                "reject_namespace_adjustment",
-                "reject_sysctl_adjustment",
-            )
-        },
-        "required_plugins": Option("strs", "nri.default_validator.required_plugins"),
-        "tolerate_missing_plugins_annotation": Option(
-            "str", "nri.default_validator.tolerate_missing_plugins_annotation"
-        ),
+        item.name: Option(_KINDS[type(item.default)], f"nri.default_validator.{item.name}")
+        for item in fields(NriValidator)
     },
 }
 

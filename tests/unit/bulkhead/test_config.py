@@ -68,6 +68,40 @@ def test_version_2_options_reach_their_fields(tmp_path: Path) -> None:
     assert from_two.images == from_three.images
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_nri_options_have_containerds_names(tmp_path: Path, version: int) -> None:
+    """The NRI table is the same in versions 2 and 3, the default validator's included."""
+    table = '[plugins."io.containerd.nri.v1.nri"'
+    loaded = config.load(
+        write(
+            tmp_path,
+            f"version = {version}\n"
+            f'{table}]\ndisable = true\ndisable_connections = true\nplugin_path = "/x/p"\nplugin_config_path = "/x/c"\n'
+            'socket_path = "/x/nri.sock"\nplugin_registration_timeout = "1m"\nplugin_request_timeout = "1500ms"\n'
+            f"{table}.default_validator]\nenable = true\nreject_oci_hook_adjustment = true\n"
+            'reject_namespace_adjustment = true\nrequired_plugins = ["10-a", "b"]\n'
+            'tolerate_missing_plugins_annotation = "x.y/z"\n',
+        )
+    ).nri
+
+    assert loaded == config.model.Nri(
+        disable=True,
+        disable_connections=True,
+        plugin_path="/x/p",
+        plugin_config_path="/x/c",
+        socket_path="/x/nri.sock",
+        plugin_registration_timeout=60.0,
+        plugin_request_timeout=1.5,
+        default_validator=config.model.NriValidator(
+            enable=True,
+            reject_oci_hook_adjustment=True,
+            reject_namespace_adjustment=True,
+            required_plugins=("10-a", "b"),
+            tolerate_missing_plugins_annotation="x.y/z",
+        ),
+    )
+
+
 def test_an_empty_handler_table_is_a_handler(tmp_path: Path) -> None:
     """A runtime's table without a key is a handler with every default."""
     table = '[plugins."io.containerd.grpc.v1.cri".containerd'
@@ -103,6 +137,8 @@ def test_data_stands_apart_from_containerds(tmp_path: Path) -> None:
         (V2 + "stream_server_port = 10010\n", "expected a string"),
         (V2 + "[plugins.'io.containerd.grpc.v1.cri'.cni]\nip_pref = 'ipv5'\n", ":4: plugins"),
         (V2 + "cni = 3\n", "expected a table"),
+        ('version = 3\n[plugins."io.containerd.nri.v1.nri"]\nplugin_request_timeout = "0s"\n', "expected more than 0"),
+        ('version = 2\n[plugins."io.containerd.nri.v1.nri".default_validator]\nrequire = 1\n', "this table knows"),
         ("version = 9\n", ":1: version is 9, expected 1 to 3"),
         ('root = "var/lib"\n', "expected an absolute path"),
         ('state = "/run/../x"\n', "expected an absolute path"),
