@@ -80,6 +80,11 @@ class _Interceptor(grpc.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 streaming, handler.request_deserializer, handler.response_serializer
             )
+        if handler.stream_stream is not None:
+            streaming = _stream(handler.stream_stream, method)
+            return grpc.stream_stream_rpc_method_handler(
+                streaming, handler.request_deserializer, handler.response_serializer
+            )
         return handler
 
 

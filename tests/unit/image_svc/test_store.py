@@ -277,3 +277,54 @@ def test_sha512_id(node: Node) -> None:
     node.store.add_image(changed)
 
     assert Catalogue(node.store, ()).find(changed.id).id == changed.id
+
+
+def test_content_is_held_while_its_target_has_a_name(node: Node) -> None:
+    """Blobs of platforms that this node does not run stay with the name, and become garbage with its last."""
+    target = sha("manifest1False")
+    node.store.add_image(new_image(1, "q.io/one:1", "q.io/one:2"))
+    node.store.add_blob(sha("arm"), 7)
+    node.store.hold(target, [sha("arm")])
+
+    assert node.store.unused_blobs(discard_layers=True) == []
+    node.store.remove_names(["q.io/one:1"])
+    assert node.store.held(target) == {sha("arm")}
+    node.store.remove_names(["q.io/one:2"])
+    assert node.store.unused_blobs() == [sha("arm")]
+    assert node.store.held(target) == set()
+
+
+def test_content_that_is_not_unpacked_is_no_image(node: Node) -> None:
+    """Its name is kept with its blobs beside the images, moves from one kind to the other, and goes like any other."""
+    node.store.add_blob(sha("enc"), 7)
+    node.store.add_content(["q.io/enc:1"], sha("target"), [sha("enc"), sha("target")])
+
+    assert node.catalogue.images() == []
+    assert [each.name for each in node.store.content_names()] == ["q.io/enc:1"]
+    assert node.store.unused_blobs() == []
+
+    node.store.add_image(new_image(1, "q.io/enc:1"))
+    assert node.store.content_names() == []
+    assert node.store.targets() == {"q.io/enc:1": sha("manifest1False")}
+    node.store.add_content(["q.io/enc:1"], sha("manifest1False"), [])
+    assert [image.repo_tags for image in node.catalogue.images()] == [("q.io/enc:1",)]
+
+    node.store.add_content(["q.io/enc:1"], sha("target"), [sha("enc")])
+    assert node.catalogue.images() == []
+    node.store.remove_names(["q.io/enc:1"])
+    assert node.store.targets() == {}
+    assert node.store.unused_blobs() == [sha("enc")]
+
+
+def test_a_database_of_the_first_format_is_brought_up(tmp_path: Path) -> None:
+    """What an older Bulkhead wrote is read, and has the tables that came later."""
+    path = tmp_path / "old.db"
+    Store(path).close()
+    with sqlite3.connect(path) as raw:
+        raw.executescript("DROP TABLE held; DROP TABLE content_names; PRAGMA user_version=1")
+    raw.close()
+
+    opened = Store(path)
+    opened.add_content(["q.io/x:1"], sha("t"), [sha("t")])
+    assert opened.held(sha("t")) == {sha("t")}
+    opened.close()

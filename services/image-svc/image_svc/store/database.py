@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bulkhead.errors import ResourceExhausted
+from image_svc.store.kept import HELD, KeptContent, drop_nameless
 from image_svc.store.model import Layer, NewImage, NewLayer, Snapshot, StoredLayer
 from image_svc.store.schema import open_database
 
@@ -18,7 +19,7 @@ _UNUSED_LAYER = """WHERE chain_id NOT IN (
         UNION SELECT l.parent FROM layers l JOIN used u ON l.chain_id = u.chain_id WHERE l.parent <> ''
     ) SELECT chain_id FROM used
 )"""
-_NEEDED_BLOB = "SELECT digest FROM manifests UNION SELECT id FROM images UNION SELECT target FROM names"
+_NEEDED_BLOB = f"SELECT digest FROM manifests UNION SELECT id FROM images UNION SELECT target FROM names UNION {HELD}"  # noqa: S608
 
 
 def _unused_blob(*, discard_layers: bool) -> str:
@@ -26,7 +27,7 @@ def _unused_blob(*, discard_layers: bool) -> str:
     return f"WHERE digest NOT IN ({_NEEDED_BLOB}{layers})"
 
 
-class Store:
+class Store(KeptContent):
     """Images, their layers and containers' snapshots; safe to share between threads.
 
     `generation` changes with every change that lists of images can show.
@@ -112,19 +113,17 @@ class Store:
                 " ON CONFLICT (name) DO UPDATE SET manifest = excluded.manifest, target = excluded.target",
                 [(name, image.manifest, image.target) for name in image.names],
             )
-            self._drop_nameless(db)
+            drop_nameless(db)
             self.generation += 1
 
     def remove_names(self, names: Iterable[str]) -> None:
         """Forget names, and the manifests and images that have none left; unknown names are success."""
+        gone = list(names)
         with self._change() as db:
-            db.executemany("DELETE FROM names WHERE name = ?", [(name,) for name in names])
-            self._drop_nameless(db)
+            for table in ("names", "content_names"):
+                db.executemany(f"DELETE FROM {table} WHERE name = ?", [(name,) for name in gone])  # noqa: S608
+            drop_nameless(db)
             self.generation += 1
-
-    def _drop_nameless(self, db: sqlite3.Connection) -> None:
-        db.execute("DELETE FROM manifests WHERE digest NOT IN (SELECT manifest FROM names)")
-        db.execute("DELETE FROM images WHERE id NOT IN (SELECT image_id FROM manifests)")
 
     def image_rows(self) -> list[tuple[str, str, str, str, int, bool, str]]:
         """Return id, chain id, user, manifest, size, encrypted and name, a row for each name, oldest image first."""
@@ -248,7 +247,7 @@ class Store:
                     images.add(str(image_id))
                     db.execute("DELETE FROM names WHERE manifest = ?", (manifest,))
                 db.execute("DELETE FROM layers WHERE chain_id = ?", (chain_id,))
-            self._drop_nameless(db)
+            drop_nameless(db)
             self.generation += 1
         return sorted(images)
 

@@ -4,8 +4,6 @@ import sqlite3
 
 from bulkhead.errors import FailedPrecondition
 
-VERSION = 1
-
 _TABLES = """
 CREATE TABLE images (
     id TEXT PRIMARY KEY,            -- digest of the configuration
@@ -62,6 +60,21 @@ CREATE TABLE blobs (
 CREATE TABLE counters (last_name INTEGER NOT NULL) STRICT;
 INSERT INTO counters VALUES (0);
 """
+_CONTENT = """
+CREATE TABLE content_names (
+    name TEXT PRIMARY KEY,          -- of content that is not unpacked: complete reference, as in names
+    target TEXT NOT NULL,           -- digest of an index or manifest
+    created_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE held (
+    target TEXT NOT NULL,           -- digest of an index or manifest that has a name
+    digest TEXT NOT NULL,           -- of a blob that stays for it, whatever the node runs of it
+    PRIMARY KEY (target, digest)
+) STRICT, WITHOUT ROWID;
+"""
+#: Each makes the tables of the version before into its own, the first into 1.
+_STEPS = (_TABLES, _CONTENT)
+VERSION = len(_STEPS)
 
 
 def open_database(path: str) -> sqlite3.Connection:
@@ -73,8 +86,8 @@ def open_database(path: str) -> sqlite3.Connection:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
             raise FailedPrecondition(f"{path} was written by a newer Bulkhead (format {version}, known: {VERSION})")
-        if version == 0:
-            connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={VERSION}; COMMIT;")
+        for number, step in list(enumerate(_STEPS, 1))[version:]:
+            connection.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version={number}; COMMIT;")
     except BaseException:
         connection.close()
         raise

@@ -1,0 +1,86 @@
+"""Content that is kept whole though this node does not run it: other platforms, and images that are not unpacked.
+
+A target (the index or manifest that a name resolved to) holds blobs while a name of either kind stands for it. Names of
+content that is not unpacked are no images of the CRI, which lists only what can be run.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+HELD = "SELECT digest FROM held WHERE target IN (SELECT target FROM names UNION SELECT target FROM content_names)"
+
+
+@dataclass(frozen=True)
+class ContentName:
+    """A name of content that is not unpacked."""
+
+    name: str
+    target: str
+    #: Nanoseconds since 1970.
+    created_at: int
+
+
+class _Database(Protocol):
+    generation: int
+
+    def _change(self) -> AbstractContextManager[sqlite3.Connection]: ...
+
+    def _read(self, statement: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]: ...
+
+
+class KeptContent:
+    """The part of the store that knows such content."""
+
+    def hold(self: _Database, target: str, digests: Iterable[str]) -> None:
+        """Keep blobs as long as the target has a name; it must have one already."""
+        with self._change() as db:
+            _hold(db, target, digests)
+
+    def add_content(self: _Database, names: Iterable[str], target: str, digests: Iterable[str]) -> None:
+        """Point names at content whose blobs are durable, and keep those.
+
+        A name of an unpacked image moves, unless it stands for that target already.
+        """
+        with self._change() as db:
+            for name in names:
+                if db.execute("SELECT 1 FROM names WHERE name = ? AND target = ?", (name, target)).fetchone():
+                    continue
+                db.execute("DELETE FROM names WHERE name = ?", (name,))
+                db.execute(
+                    "INSERT INTO content_names VALUES (?,?,?)"
+                    " ON CONFLICT (name) DO UPDATE SET target = excluded.target, created_at = excluded.created_at",
+                    (name, target, time.time_ns()),
+                )
+            _hold(db, target, digests)
+            drop_nameless(db)
+            self.generation += 1
+
+    def content_names(self: _Database) -> list[ContentName]:
+        """Return every name of content that is not unpacked, by name."""
+        rows = self._read("SELECT name, target, created_at FROM content_names ORDER BY name")
+        return [ContentName(str(name), str(target), int(str(at))) for name, target, at in rows]
+
+    def held(self: _Database, target: str) -> set[str]:
+        """Return the blobs kept for a target."""
+        return {str(digest) for (digest,) in self._read("SELECT digest FROM held WHERE target = ?", (target,))}
+
+    def targets(self: _Database) -> dict[str, str]:
+        """Return what every name, of either kind, resolved to."""
+        rows = self._read("SELECT name, target FROM names UNION ALL SELECT name, target FROM content_names")
+        return {str(name): str(target) for name, target in rows}
+
+
+def drop_nameless(db: sqlite3.Connection) -> None:
+    """Forget manifests, images and held content that no name stands for any more."""
+    db.execute("DELETE FROM content_names WHERE name IN (SELECT name FROM names)")
+    db.execute("DELETE FROM manifests WHERE digest NOT IN (SELECT manifest FROM names)")
+    db.execute("DELETE FROM images WHERE id NOT IN (SELECT image_id FROM manifests)")
+    db.execute("DELETE FROM held WHERE target NOT IN (SELECT target FROM names UNION SELECT target FROM content_names)")
+
+
+def _hold(db: sqlite3.Connection, target: str, digests: Iterable[str]) -> None:
+    db.executemany("INSERT INTO held VALUES (?,?) ON CONFLICT DO NOTHING", [(target, digest) for digest in digests])
