@@ -12,6 +12,7 @@ BulkheadError
 ├── Unavailable           a service, registry or plugin does not answer; trying again may help
 ├── Unimplemented
 ├── Aborted               lost a race; the caller may try again
+├── Unknown               what the kubelet knows by the word that its message begins with, and by nothing else
 ├── Cancelled
 ├── DataLoss              bytes are not what their digest says
 └── Internal              our bug
@@ -32,6 +33,15 @@ class Cancelled(BulkheadError):
     """The caller went away."""
 
     code, name = 1, "CANCELLED"
+
+
+class Unknown(BulkheadError):
+    """A failure whose message begins with a word of the CRI's (k8s.io/cri-api/pkg/errors), such as RegistryUnavailable.
+
+    The kubelet's client takes the code off a status of this kind alone, and compares how the rest begins.
+    """
+
+    code, name = 2, "UNKNOWN"
 
 
 class InvalidArgument(BulkheadError):

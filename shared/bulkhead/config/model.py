@@ -207,6 +207,18 @@ class Nri:
 
 
 @dataclass(frozen=True)
+class ImageVerifier:
+    """`io.containerd.image-verifier.v1.bindir`: programs that must agree to an image before it is unpacked and run."""
+
+    #: All files in it are verifiers; without the directory every image passes.
+    bin_dir: str = "/opt/containerd/image-verifier/bin"
+    #: How many are asked, by name in order; below 0 all are.
+    max_verifiers: int = 10
+    #: Seconds.
+    per_verifier_timeout: float = 10.0
+
+
+@dataclass(frozen=True)
 class Bulkhead:
     """`[bulkhead]`: what containerd has no word for."""
 
@@ -239,6 +251,9 @@ class Bulkhead:
     pull_timeout: float = 3600.0
     #: Bytes a second below which a download counts as stalled (measured over 30 s).
     pull_minimum_rate: int = 1024
+    #: The kubelet's CredentialProviderConfig file, YAML or JSON, and the directory of the programs it names; "" for none.
+    image_credential_provider_config: str = ""
+    image_credential_provider_bin_dir: str = ""
     #: Seconds a CNI plugin chain may take.
     cni_timeout: float = 180.0
     #: Longest wait of the frontend for a restarting backend, seconds.
@@ -262,4 +277,5 @@ class Config:
     streaming: Streaming = field(default_factory=Streaming)
     stream_processors: tuple[StreamProcessor, ...] = ()
     nri: Nri = field(default_factory=Nri)
+    image_verifier: ImageVerifier = field(default_factory=ImageVerifier)
     bulkhead: Bulkhead = field(default_factory=Bulkhead)

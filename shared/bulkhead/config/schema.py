@@ -223,6 +223,16 @@ _NRI: Table = {
     },
 }
 
+#: Plugins that are configured alike in versions 2 and 3.
+_OTHERS: dict[str, Table] = {
+    "io.containerd.nri.v1.nri": _NRI,
+    "io.containerd.image-verifier.v1.bindir": {
+        "bin_dir": Option("str", "image_verifier.bin_dir"),
+        "max_verifiers": Option("int", "image_verifier.max_verifiers"),
+        "per_verifier_timeout": Option("duration", "image_verifier.per_verifier_timeout", check=above(0)),
+    },
+}
+
 #: The plugin tables of version 3 that are read.
 PLUGINS_V3: dict[str, Table] = {
     "io.containerd.cri.v1.images": {
@@ -240,9 +250,9 @@ PLUGINS_V3: dict[str, Table] = {
         "cni": _CNI,
     },
     "io.containerd.grpc.v1.cri": _STREAMING,
-    "io.containerd.nri.v1.nri": _NRI,
+    **_OTHERS,
 }
-PLUGINS_V2: dict[str, Table] = {"io.containerd.grpc.v1.cri": CRI_V2, "io.containerd.nri.v1.nri": _NRI}
+PLUGINS_V2: dict[str, Table] = {"io.containerd.grpc.v1.cri": CRI_V2, **_OTHERS}
 PLUGINS_V1: dict[str, Table] = {"cri": CRI_V2}
 
 _SOCKET: Table = {"address": Option("str"), "uid": Option("int"), "gid": Option("int")}

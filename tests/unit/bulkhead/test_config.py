@@ -102,6 +102,15 @@ def test_nri_options_have_containerds_names(tmp_path: Path, version: int) -> Non
     )
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_image_verifier_options_have_containerds_names(tmp_path: Path, version: int) -> None:
+    """The table of image verifiers is containerd's, in versions 2 and 3."""
+    table = '[plugins."io.containerd.image-verifier.v1.bindir"]'
+    text = f'version = {version}\n{table}\nbin_dir = "/x"\nmax_verifiers = -1\nper_verifier_timeout = "1m"\n'
+
+    assert config.load(write(tmp_path, text)).image_verifier == config.model.ImageVerifier("/x", -1, 60.0)
+
+
 def test_an_empty_handler_table_is_a_handler(tmp_path: Path) -> None:
     """A runtime's table without a key is a handler with every default."""
     table = '[plugins."io.containerd.grpc.v1.cri".containerd'

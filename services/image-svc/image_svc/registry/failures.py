@@ -17,11 +17,9 @@ from bulkhead.errors import (
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
+    Unknown,
 )
 from image_svc.registry.credentials import Credentials
-
-#: The CRI's code word for a registry that cannot be reached (k8s.io/cri-api/pkg/errors, ErrRegistryUnavailable).
-UNAVAILABLE = "RegistryUnavailable"
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _KINDS: dict[int, type[BulkheadError]] = {
@@ -32,6 +30,19 @@ _KINDS: dict[int, type[BulkheadError]] = {
     408: DeadlineExceeded,
     429: ResourceExhausted,
 }
+
+
+class RegistryUnavailable(Unavailable):
+    """A registry does not answer, or answers that it cannot (k8s.io/cri-api/pkg/errors, ErrRegistryUnavailable).
+
+    The kubelet looks for the word at the beginning of the message of a status of code UNKNOWN, and nowhere else.
+    """
+
+    code, name = Unknown.code, "REGISTRY_UNAVAILABLE"
+
+    def __init__(self, message: str) -> None:
+        word = type(self).__name__
+        super().__init__(message if message.startswith(f"{word}: ") else f"{word}: {message}")
 
 
 class HostFailure(Exception):
@@ -50,20 +61,18 @@ def from_response(response: httpx.Response, what: str, host: str, credentials: C
     status = response.status_code
     words = credentials.redact(_words(response))
     text = f"{what}: {host} answered {status} {response.reason_phrase}{f' ({words})' if words else ''}"
-    kind = _KINDS.get(status, FailedPrecondition if status < 500 else Unavailable)
-    if kind is Unavailable:
-        text = f"{UNAVAILABLE}: {text}"
+    kind = _KINDS.get(status, FailedPrecondition if status < 500 else RegistryUnavailable)
     return HostFailure(kind(text), retry=status in _RETRIED, after=_retry_after(response))
 
 
 def from_transport(error: Exception, what: str, host: str) -> HostFailure:
     """Turn a connection that failed into a failure that may be tried again, certificates excepted."""
     if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
-        return HostFailure(DeadlineExceeded(f"{what}: {host} sent nothing for too long"), retry=True)
+        return HostFailure(RegistryUnavailable(f"{what}: {host} sent nothing for too long"), retry=True)
     root = _root(error)
     # Neither a certificate nor a name that does not exist gets better within seconds.
     final = is_distrust(error) or (isinstance(root, socket.gaierror) and root.errno == socket.EAI_NONAME)
-    return HostFailure(Unavailable(f"{UNAVAILABLE}: {what}: {host}: {_reason(error)}"), retry=not final)
+    return HostFailure(RegistryUnavailable(f"{what}: {host}: {_reason(error)}"), retry=not final)
 
 
 def is_distrust(error: Exception) -> bool:

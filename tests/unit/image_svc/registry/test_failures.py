@@ -8,9 +8,9 @@ import time
 import httpx
 import pytest
 
-from bulkhead.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from bulkhead.errors import FailedPrecondition, Unavailable, Unknown
 from image_svc.registry.credentials import Credentials
-from image_svc.registry.failures import from_response, from_transport
+from image_svc.registry.failures import RegistryUnavailable, from_response, from_transport
 
 
 def answer(status: int, body: bytes = b"", **headers: str) -> httpx.Response:
@@ -62,28 +62,28 @@ def caused(outer: Exception, cause: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "kind", "retry", "words"),
     [
-        (httpx.ReadTimeout("t"), DeadlineExceeded, True, "sent nothing for too long"),
-        (httpx.ConnectTimeout("t"), Unavailable, True, "dial time-out"),
-        (caused(httpx.ConnectError("x"), ConnectionRefusedError(111, "refused")), Unavailable, True, "refused"),
+        (httpx.ReadTimeout("t"), RegistryUnavailable, True, "sent nothing for too long"),
+        (httpx.ConnectTimeout("t"), RegistryUnavailable, True, "dial time-out"),
+        (caused(httpx.ConnectError("x"), ConnectionRefusedError(111, "refused")), RegistryUnavailable, True, "refused"),
         (
             caused(httpx.ConnectError("x"), socket.gaierror(socket.EAI_NONAME, "unknown name")),
-            Unavailable,
+            RegistryUnavailable,
             False,
             "unknown name",
         ),
         (
             caused(httpx.ConnectError("x"), socket.gaierror(socket.EAI_AGAIN, "try later")),
-            Unavailable,
+            RegistryUnavailable,
             True,
             "try later",
         ),
         (
             caused(httpx.ConnectError("x"), ssl.SSLCertVerificationError(1, "self-signed")),
-            Unavailable,
+            RegistryUnavailable,
             False,
             "self-signed",
         ),
-        (httpx.RemoteProtocolError("peer closed"), Unavailable, True, "connection broken: peer closed"),
+        (httpx.RemoteProtocolError("peer closed"), RegistryUnavailable, True, "connection broken: peer closed"),
     ],
 )
 def test_connections(error: Exception, kind: type[Exception], retry: bool, words: str) -> None:
@@ -95,3 +95,15 @@ def test_connections(error: Exception, kind: type[Exception], retry: bool, words
     assert words in str(failure)
     assert "what" in str(failure)
     assert "http://host" in str(failure)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_the_kubelet_knows_an_unavailable_registry(status: int) -> None:
+    """A registry that cannot answer has the CRI's word at the beginning of its message, once, and the code UNKNOWN."""
+    error = from_response(answer(status), "what", "http://host", Credentials()).error
+    again = type(error)(str(error))
+
+    assert isinstance(error, Unavailable)
+    assert error.code == Unknown.code
+    assert str(again).startswith("RegistryUnavailable: what: http://host")
+    assert str(again).count("RegistryUnavailable") == 1
