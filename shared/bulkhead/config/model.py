@@ -89,6 +89,9 @@ class Runtime:
     default_runtime_name: str = "runc"
     runtimes: dict[str, RuntimeHandler] = field(default_factory=dict)
     cni: Cni = field(default_factory=Cni)
+    #: `[plugins."io.containerd.service.v1.tasks-service"]`: files of block I/O and RDT classes; "" for none.
+    blockio_config_file: str = ""
+    rdt_config_file: str = ""
     ignore_blockio_not_enabled_errors: bool = False
     ignore_rdt_not_enabled_errors: bool = False
 
@@ -219,6 +222,20 @@ class ImageVerifier:
 
 
 @dataclass(frozen=True)
+class KeyRule:
+    """`[bulkhead.key_policy.<name>]`: pods for which everything given here holds may use these keys."""
+
+    #: Kubernetes namespaces; none means any.
+    namespaces: tuple[str, ...] = ()
+    #: Service accounts as "<namespace>/<name>"; none means any.
+    service_accounts: tuple[str, ...] = ()
+    #: Labels that the pod must have, each with that value.
+    pod_labels: dict[str, str] = field(default_factory=dict)
+    #: Fingerprints as `bulkhead status` and the log show them.
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Bulkhead:
     """`[bulkhead]`: what containerd has no word for."""
 
@@ -243,6 +260,10 @@ class Bulkhead:
     )
     #: The directory of private keys; `--decryption-keys-path` of a ctd-decoder stream processor wins.
     decryption_keys_path: str = "/etc/containerd/ocicrypt/keys"
+    #: Seconds for which it is remembered that a key opens a layer; 0 unwraps at every use.
+    key_check_cache: float = 10.0
+    #: A key named by a rule is for the pods of the rules that name it; a key that none names is for all.
+    key_policy: dict[str, KeyRule] = field(default_factory=dict)
     #: What one layer may hold when unpacked.
     unpack_max_entries: int = 2_000_000
     unpack_max_bytes: int = 64 * 1024**3
