@@ -1,16 +1,20 @@
-"""Who asks: the credentials of one pull, and which hosts may see them."""
+"""Who asks: the credentials of one pull or push, which hosts may see them, and where they come from."""
 
 import base64
 import binascii
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from bulkhead.config.model import Registry
 from bulkhead.errors import InvalidArgument
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
+from image_svc.credentials import ProviderError, Providers
 from image_svc.registry.hosts import Host
 
 _DOCKER_HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+NOBODY = "anonymous"
 
 
 @dataclass(frozen=True)
@@ -34,47 +38,115 @@ class Credentials:
 
     def redact(self, text: str) -> str:
         """Return a text of somebody else's making with every secret of ours blotted out."""
-        secrets = {self.password, self.identity_token, self.registry_token, self.basic.removeprefix("Basic ")}
-        for secret in secrets - {""}:
+        secrets = {self.password, self.identity_token, self.registry_token}
+        if self:
+            secrets.add(self.basic.removeprefix("Basic "))
+        for secret in sorted(secrets - {""}, key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
 
 
-def for_host(host: Host, auth: AuthConfig | None, registry: Registry) -> Credentials:
-    """Return what may be shown to a host: the request's credentials, else the configuration's, else none.
+class Account:
+    """What one host may be shown, found out at the latest when it asks who is there."""
+
+    def __init__(
+        self,
+        credentials: Credentials | None = None,
+        source: str = NOBODY,
+        ask: Callable[[], tuple[Credentials, str] | None] | None = None,
+    ) -> None:
+        self._known = credentials or Credentials()
+        self._ask = ask
+        self._lock = threading.Lock()
+        #: Where the credentials come from, for people; never what they are.
+        self.source = source
+        #: Why there are none although a credential provider is configured for the host; else empty.
+        self.problem = ""
+
+    @property
+    def known(self) -> Credentials:
+        """What is known without asking anybody."""
+        return self._known
+
+    def demand(self) -> Credentials:
+        """Return the credentials, asking a credential provider the first time.
+
+        One that fails is no end yet: the host may let anybody in. `problem` then says what happened.
+        """
+        with self._lock:
+            ask, self._ask = self._ask, None
+            if ask is not None:
+                try:
+                    found = ask()
+                except ProviderError as error:
+                    self.problem = str(error)
+                else:
+                    if found is not None:
+                        self._known, self.source = found
+            return self._known
+
+
+def for_host(
+    host: Host,
+    auth: AuthConfig | None,
+    registry: Registry,
+    providers: Providers | None = None,
+    image: str = "",
+) -> Account:
+    """Return what may be shown to a host: the request's credentials, else the configuration's, else a provider's.
 
     Credentials that name a server go to that server alone; those that name none belong to the image's registry
-    and go to it and to the mirrors that the administrator set up for it, as under containerd.
+    and go to it and to the mirrors that the administrator set up for it, as under containerd. A provider is asked about
+    `image`, the repository under the name of the host itself, so that its answer belongs to that host.
     """
     if auth is not None and (auth.username or auth.auth or auth.identity_token or auth.registry_token):
         wanted = auth.server_address
         if wanted and not _same(wanted, host):
-            return Credentials()
-        return _credentials(
-            auth.username, auth.password, auth.auth, auth.identity_token, auth.registry_token, "auth of the request"
-        )
+            return Account(source=f"{NOBODY}: the request's credentials are for {wanted[:200]}")
+        where = "auth of the request"
+        found = _credentials(auth.username, auth.password, auth.auth, auth.identity_token, auth.registry_token, where)
+        return Account(found, where)
     for name, entry in registry.auths.items():
         if _same(name, host):
             where = f"registry.configs.{name!r}.auth"
-            return _credentials(entry.username, entry.password, entry.auth, entry.identitytoken, "", where)
-    return Credentials()
+            found = _credentials(entry.username, entry.password, entry.auth, entry.identitytoken, "", where)
+            return Account(found, where)
+    names = providers.matching(image) if providers else []
+    if providers is None or not names:
+        return Account()
+    return Account(source=f"credential provider {', '.join(names)}", ask=lambda: _provided(providers, image))
+
+
+def _provided(providers: Providers, image: str) -> tuple[Credentials, str] | None:
+    found = providers.find(image)
+    if found is None:
+        return None
+    return Credentials(username=found.username, password=found.password), f"credential provider {found.provider}"
 
 
 def _credentials(username: str, password: str, auth: str, identity: str, token: str, where: str) -> Credentials:
     if not username and auth:
         try:
-            decoded = base64.b64decode(auth, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+            # As Go's decoder, which passes over line ends.
+            decoded = base64.b64decode(auth.replace("\n", "").replace("\r", ""), validate=True).decode()
+        except (binascii.Error, UnicodeError, ValueError):
             raise InvalidArgument(f"{where}: field auth is not base64 of user:password") from None
         username, colon, password = decoded.partition(":")
         if not colon:
             raise InvalidArgument(f"{where}: field auth is not base64 of user:password")
         password = password.strip("\0")
     if identity:
-        return Credentials(identity_token=identity)
+        return Credentials(identity_token=_header(identity, "identity_token", where))
     if token:
-        return Credentials(registry_token=token)
+        return Credentials(registry_token=_header(token, "registry_token", where))
     return Credentials(username=username, password=password)
+
+
+def _header(token: str, field_name: str, where: str) -> str:
+    """Return a token that may stand in a header; InvalidArgument, which does not show it, for any other."""
+    if not token.isascii() or not token.isprintable():
+        raise InvalidArgument(f"{where}: field {field_name} holds characters that no token has")
+    return token
 
 
 def _same(address: str, host: Host) -> bool:

@@ -1,25 +1,24 @@
-"""One host, as one pull talks to it: TLS, authorisation, redirects."""
+"""One host, as one pull or push talks to it: authorisation, redirects, connections."""
 
-import functools
 import logging
-import os
 import socket
-import ssl
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 
 from bulkhead.errors import FailedPrecondition
 from image_svc.patience import Patience
-from image_svc.registry.credentials import Credentials
-from image_svc.registry.failures import HostFailure, from_response, from_transport, is_distrust
-from image_svc.registry.hosts import Host, Tls, is_loopback
+from image_svc.registry import scopes
+from image_svc.registry.credentials import Account
+from image_svc.registry.failures import HostFailure, from_response, from_transport, is_no_tls, is_tls
+from image_svc.registry.hosts import Host, is_loopback
+from image_svc.registry.tls import context
 from image_svc.registry.tokens import Authorizer
 
 logger = logging.getLogger(__name__)
@@ -33,11 +32,32 @@ _MOVED = frozenset({301, 302, 303, 307, 308})
 _USER_AGENT = "bulkhead-image-svc"
 
 
+@dataclass(frozen=True)
+class Call:
+    """A request below a repository: what to do, where, and with which body, which may have to be sent again."""
+
+    method: str
+    #: Below the repository.
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    #: Where the registry said to go on (Location), relative to `path` or absolute; empty for `path` itself.
+    location: str = ""
+    #: Parameters added to the address.
+    query: Mapping[str, str] = field(default_factory=dict)
+    #: Makes the body anew; its length must stand in `headers`.
+    body: Callable[[], Iterable[bytes]] | None = None
+
+    def to(self, url: httpx.URL, headers: Sequence[tuple[str, str]] | httpx.Headers) -> httpx.Request:
+        """Return the request to an address."""
+        return httpx.Request(self.method, url, headers=headers, content=self.body() if self.body else None)
+
+
 class Endpoint:
     """Sends requests for one repository to one host; safe to share between threads.
 
     `namespace` is the registry's name in the image reference; a host that is not that registry itself is told it as
-    `ns=`, so that one mirror can serve several registries (containerd docs/hosts.md).
+    `ns=`, so that one mirror can serve several registries (containerd docs/hosts.md). `actions` are what a token must
+    be good for.
     """
 
     def __init__(
@@ -45,18 +65,18 @@ class Endpoint:
         host: Host,
         namespace: str,
         repository: str,
-        credentials: Credentials,
+        account: Account,
         *,
+        actions: Sequence[str] = ("pull",),
         read_timeout: float = READ_TIMEOUT,
     ) -> None:
         self.host = host
-        self.credentials = credentials
+        self.account = account
         self._namespace = namespace
         self._repository = repository
         self._scheme = host.scheme
-        self._authorizer = Authorizer(
-            lambda: self.origin, f"repository:{repository}:pull", credentials, self._send_whole
-        )
+        scope = scopes.repository(repository, *actions)
+        self.authorizer = Authorizer(lambda: self.origin, scope, account, self._send_whole)
         self._timeout = httpx.Timeout(read_timeout, connect=host.dial_timeout, pool=None)
         self._lock = threading.Lock()
         #: By whether they are for other hosts than ours.
@@ -75,11 +95,15 @@ class Endpoint:
         for client in clients.values():
             client.close()
 
-    @contextmanager
     def request(
         self, method: str, path: str, what: str, patience: Patience, headers: Mapping[str, str] | None = None
-    ) -> Iterator[httpx.Response]:
-        """Ask for a path below the repository and yield the answer, whose body is still to be read.
+    ) -> AbstractContextManager[httpx.Response]:
+        """Ask for a path below the repository, as `call` does."""
+        return self.call(Call(method, path, headers or {}), what, patience)
+
+    @contextmanager
+    def call(self, call: Call, what: str, patience: Patience) -> Iterator[httpx.Response]:
+        """Send a request and yield the answer, whose body is still to be read.
 
         Answers of 400 and above raise HostFailure, as do connections that fail, also while the block reads. The head
         arrives while there is patience, however slowly a server sends it.
@@ -87,10 +111,10 @@ class Endpoint:
         response: httpx.Response | None = None
         try:
             with patience.bounded(self._hang_up):
-                response = self._authorized(method, path, what, dict(headers or {}))
+                response = self._authorized(call, what)
             if response.status_code >= 400:
                 self._read_small(response)
-                raise from_response(response, what, self.origin, self.credentials)
+                raise from_response(response, what, self.origin, self.account)
             yield response
         # ValueError: a number in a header that Python refuses to read for its length.
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
@@ -99,23 +123,25 @@ class Endpoint:
             if response is not None:
                 response.close()
 
-    def _authorized(self, method: str, path: str, what: str, headers: dict[str, str]) -> httpx.Response:
+    def _authorized(self, call: Call, what: str) -> httpx.Response:
         for _ in range(3):
-            used = self._authorizer.value
-            response = self._follow(method, path, what, headers, used)
+            used = self.authorizer.value(what)
+            response = self._follow(call, what, used)
             # Whoever a redirect led to has no say in where our credentials go (CVE-2020-15157).
-            if response.status_code != 401 or _origin(response.url) != _origin(httpx.URL(self.origin)):
+            if response.status_code != 401 or not self._is_ours(response.url):
                 return response
             self._read_small(response)
-            if not self._authorizer.answer(response, used, what):
+            if not self.authorizer.answer(response, used, what):
                 return response
             response.close()
         return response
 
-    def _follow(self, method: str, path: str, what: str, headers: dict[str, str], authorization: str) -> httpx.Response:
+    def _follow(self, call: Call, what: str, authorization: str) -> httpx.Response:
         """Send and follow redirects; whoever else is sent to sees neither credentials nor configured headers."""
-        request = self._first_request(method, path, headers, authorization)
-        origin: tuple[str, str, int | None] | None = _origin(request.url)
+        url = self._url(call)
+        origin: tuple[str, str, int | None] | None = _origin(url)
+        foreign = [("user-agent", _USER_AGENT), *_PLAIN.items(), *call.headers.items()]
+        request = call.to(url, self._headers(call, authorization) if self._is_ours(url) else foreign)
         for _ in range(REDIRECTS):
             response = self._send(request)
             target = response.headers.get("location")
@@ -126,55 +152,74 @@ class Endpoint:
             if url.scheme not in ("http", "https"):
                 break
             if _origin(url) == origin:
-                request = httpx.Request(method, url, headers=request.headers)
+                request = call.to(url, request.headers)
             else:
                 origin = None  # even on the way back: the registry did not write that address
-                request = httpx.Request(method, url, headers={"user-agent": _USER_AGENT, **_PLAIN, **headers})
+                request = call.to(url, foreign)
         raise HostFailure(FailedPrecondition(f"{what}: {self.origin} redirects in a circle or to nowhere"))
 
-    def _first_request(self, method: str, path: str, headers: dict[str, str], authorization: str) -> httpx.Request:
-        url = httpx.URL(f"{self._scheme}://{self.host.host}{self.host.path}/{self._repository}/{path}")
-        if not self.host.serves(self._namespace):
-            url = url.copy_merge_params({"ns": self._namespace})
-        pairs = [("user-agent", _USER_AGENT), *_PLAIN.items(), *headers.items()]
+    def _is_ours(self, url: httpx.URL) -> bool:
+        return _origin(url) == _origin(httpx.URL(self.origin))
+
+    def _url(self, call: Call) -> httpx.URL:
+        url = httpx.URL(f"{self.origin}{self.host.path}/{self._repository}/{call.path}")
+        if call.location:
+            url = url.join(call.location)
+            if url.scheme not in ("http", "https"):
+                raise httpx.InvalidURL("Location is neither http nor https")
+        query = dict(call.query)
+        if self._is_ours(url) and not self.host.serves(self._namespace):
+            query["ns"] = self._namespace
+        return url.copy_merge_params(query) if query else url
+
+    def _headers(self, call: Call, authorization: str) -> list[tuple[str, str]]:
+        pairs = [("user-agent", _USER_AGENT), *_PLAIN.items(), *call.headers.items()]
         own = {name.lower() for name, _ in self.host.header}
         if authorization and "authorization" not in own:
             pairs.append(("authorization", authorization))
-        pairs = [pair for pair in pairs if pair[0].lower() not in own] + list(self.host.header)
-        return httpx.Request(method, url, headers=pairs)
+        return [pair for pair in pairs if pair[0].lower() not in own] + list(self.host.header)
 
     def _send(self, request: httpx.Request) -> httpx.Response:
+        seen: set[str] = set()
+
+        def trace(event: str, info: dict[str, Any]) -> None:
+            seen.add(event)
+            self._trace(event, info)
+
         request.headers.setdefault("host", request.url.netloc.decode("ascii"))
-        request.extensions = {**request.extensions, "timeout": self._timeout.as_dict(), "trace": self._trace}
+        request.extensions = {**request.extensions, "timeout": self._timeout.as_dict(), "trace": trace}
         try:
             return self._http(request.url).send(request, stream=True)
-        except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError) as error:
-            plain = self._fall_back(request, error)
-            if plain is None:
+        except httpx.TransportError as error:
+            hung = isinstance(error, httpx.ConnectTimeout) and "connection.start_tls.started" in seen
+            ours = request.url.scheme == "https" and request.url.netloc.decode("ascii") == self.host.host
+            if not (self.host.http_fallback and ours and (hung or self._has_no_tls(error))):
                 raise
-        return self._http(plain.url).send(plain, stream=True)
-
-    def _fall_back(self, request: httpx.Request, error: Exception) -> httpx.Request | None:
-        """Return the same request over http where the host may speak either and does not speak TLS.
-
-        A certificate that does not pass is no reason to go on without any.
-        """
-        ours = request.url.scheme == "https" and request.url.netloc.decode("ascii") == self.host.host
-        if not (self.host.http_fallback and ours and isinstance(error, httpx.ConnectError)) or is_distrust(error):
-            return None
-        logger.debug("%s does not speak TLS, going on with http: %s", self.host.host, error)
+            logger.debug("%s does not speak TLS, going on with http: %s", self.host.host, error)
         self._scheme = "http"
-        return httpx.Request(
+        plain = httpx.Request(
             request.method,
             request.url.copy_with(scheme="http"),
             headers=request.headers,
             stream=request.stream,
             extensions=request.extensions,
         )
+        return self._http(plain.url).send(plain, stream=True)
+
+    def _has_no_tls(self, error: Exception) -> bool:
+        """Whether a failed connection shows that only http can work (containerd, HTTPFallback).
+
+        A certificate that does not pass is no reason to go on without any, nor is a connection that is cut. Without a
+        port the two schemes are two doors, and the other one may be open.
+        """
+        closed = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and ":" not in self.host.host
+        return is_no_tls(error) or (closed and not is_tls(error))
 
     def _send_whole(self, request: httpx.Request) -> httpx.Response:
         """Send a token request, whose realm may be anywhere, and read the answer."""
         request.headers.update({"user-agent": _USER_AGENT, **_PLAIN})
+        if self._is_ours(request.url):
+            request.headers.update([pair for pair in self.host.header if pair[0].lower() != "authorization"])
         response = self._send(request)
         try:
             self._read_small(response)
@@ -205,7 +250,7 @@ class Endpoint:
             if elsewhere not in self._clients:
                 tls = replace(self.host.tls, skip_verify=False) if elsewhere else self.host.tls
                 self._clients[elsewhere] = httpx.Client(
-                    verify=_context(replace(self.host, tls=tls)),
+                    verify=context(replace(self.host, tls=tls)),
                     timeout=self._timeout,
                     trust_env=elsewhere or not is_loopback(self.host.host),
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
@@ -238,49 +283,3 @@ _PLAIN = {"accept-encoding": "identity"}
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
-
-
-def _context(host: Host) -> ssl.SSLContext:
-    """Return the TLS settings of a host on top of the system's authorities; an unreadable file is named."""
-    if host.tls == Tls():
-        bundle = ssl.get_default_verify_paths().cafile
-        return _system_context(os.stat(bundle).st_mtime_ns if bundle and os.path.exists(bundle) else 0)
-    if host.tls.skip_verify:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    else:
-        context = _verifying()
-    for authority in host.tls.ca:
-        with _naming(authority, host):
-            context.load_verify_locations(authority)
-    for certificate, key in host.tls.client:
-        with _naming(certificate, host):
-            context.load_cert_chain(certificate, key)
-    return context
-
-
-@functools.lru_cache(maxsize=1)
-def _system_context(stamp: int) -> ssl.SSLContext:
-    """Return the system's authorities, which take 20 ms to read, as of the bundle's modification time."""
-    return _verifying()
-
-
-def _verifying() -> ssl.SSLContext:
-    """Return a context that verifies with the system's authorities, as containerd does and on every Python alike.
-
-    Python 3.13's default refuses certificates that lack extensions of RFC 5280, as registries' own authorities often
-    do, and is the first to take an intermediate authority as an anchor.
-    """
-    context = ssl.create_default_context()
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    return context
-
-
-@contextmanager
-def _naming(file: object, host: Host) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ssl.SSLError) as error:
-        raise HostFailure(FailedPrecondition(f"{host.origin}: certificate file {file}: {error}")) from error

@@ -19,9 +19,11 @@ from bulkhead.errors import (
     Unavailable,
     Unknown,
 )
-from image_svc.registry.credentials import Credentials
+from image_svc.registry.credentials import Account
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: What OpenSSL, version for version, calls an answer that begins otherwise than TLS does.
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"})
 _KINDS: dict[int, type[BulkheadError]] = {
     400: FailedPrecondition,
     401: Unauthenticated,
@@ -56,11 +58,13 @@ class HostFailure(Exception):
         self.after = after
 
 
-def from_response(response: httpx.Response, what: str, host: str, credentials: Credentials) -> HostFailure:
+def from_response(response: httpx.Response, what: str, host: str, account: Account) -> HostFailure:
     """Turn an HTTP error status into a failure; the registry's own words are quoted without our secrets."""
     status = response.status_code
-    words = credentials.redact(_words(response))
+    words = account.known.redact(_words(response))
     text = f"{what}: {host} answered {status} {response.reason_phrase}{f' ({words})' if words else ''}"
+    if account.problem and status in (401, 403, 404):
+        text += f"; {account.problem}"
     kind = _KINDS.get(status, FailedPrecondition if status < 500 else RegistryUnavailable)
     return HostFailure(kind(text), retry=status in _RETRIED, after=_retry_after(response))
 
@@ -78,6 +82,17 @@ def from_transport(error: Exception, what: str, host: str) -> HostFailure:
 def is_distrust(error: Exception) -> bool:
     """Whether a connection failed since the server's certificate did not pass."""
     return isinstance(_root(error), ssl.SSLCertVerificationError)
+
+
+def is_tls(error: Exception) -> bool:
+    """Whether a connection failed over TLS, once there was one."""
+    return isinstance(_root(error), ssl.SSLError)
+
+
+def is_no_tls(error: Exception) -> bool:
+    """Whether a server answered the first message of TLS with something that is not TLS, such as an HTTP error."""
+    root = _root(error)
+    return isinstance(root, ssl.SSLError) and root.reason in _NOT_TLS
 
 
 def _reason(error: Exception) -> str:

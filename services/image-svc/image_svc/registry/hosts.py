@@ -58,6 +58,10 @@ class Host:
         """Whether this is the registry that the name stands for, rather than a mirror of it."""
         return self.host == namespace or (namespace == DOCKER_HUB and self.host == DOCKER_HUB_HOST)
 
+    def image(self, namespace: str, path: str) -> str:
+        """Return what a repository is called under this host's own name: the registry's, or that of a mirror."""
+        return f"{namespace if self.serves(namespace) else self.host}/{path}"
+
 
 def is_loopback(host: str) -> bool:
     """Whether a host, with or without a port, is this machine by its very name (containerd, IsLocalhost)."""

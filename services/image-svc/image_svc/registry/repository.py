@@ -14,6 +14,7 @@ from bulkhead.config.model import Registry
 from bulkhead.errors import BulkheadError, DataLoss, FailedPrecondition, NotFound
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
 from image_svc import digests, media
+from image_svc.credentials import Providers
 from image_svc.patience import Patience
 from image_svc.reference import Reference
 from image_svc.registry import credentials, hosts
@@ -63,6 +64,7 @@ class Repository:
         registry: Registry,
         auth: AuthConfig | None = None,
         *,
+        providers: Providers | None = None,
         retry: Retry | None = None,
     ) -> None:
         self.reference = reference
@@ -74,7 +76,7 @@ class Repository:
                 host,
                 reference.domain,
                 reference.path,
-                credentials.for_host(host, auth, registry),
+                credentials.for_host(host, auth, registry, providers, host.image(reference.domain, reference.path)),
                 read_timeout=self._retry.read_timeout,
             )
             for host in hosts.lookup(reference.domain, registry)

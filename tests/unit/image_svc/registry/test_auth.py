@@ -20,7 +20,7 @@ from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
 from image_svc import digests, reference
 from image_svc.patience import Patience
 from image_svc.registry import credentials
-from image_svc.registry.credentials import Credentials
+from image_svc.registry.credentials import Account, Credentials
 from image_svc.registry.hosts import Host
 from image_svc.registry.repository import Descriptor, Repository, Retry
 from support.fake_registry import FakeRegistry, Handler, fake_registry
@@ -248,7 +248,7 @@ def test_who_gets_what(auth: AuthConfig | None, host: Host, expected: object) ->
     """A server address limits credentials to that server; without any, the configuration's are used."""
     registry = Registry(auths={"https://index.docker.io/v1/": RegistryAuth(username="conf", password="word")})
 
-    found = credentials.for_host(host, auth, registry)
+    found = credentials.for_host(host, auth, registry).known
 
     if isinstance(expected, tuple):
         expected = Credentials(*expected)
@@ -297,10 +297,10 @@ def test_credentials_are_not_sent_in_the_clear() -> None:
     def never(request: object) -> None:
         raise AssertionError("sent")
 
-    made = Authorizer(lambda: "https://r.example", "s", Credentials("me", SECRET), never)  # type: ignore[arg-type]
+    made = Authorizer(lambda: "https://r.example", "s", Account(Credentials("me", SECRET)), never)  # type: ignore[arg-type]
 
     with pytest.raises(HostFailure, match="unencrypted") as caught:
-        made._token(Challenge("bearer", {"realm": "http://r.example/token"}), "what")
+        made._token(Challenge("bearer", {"realm": "http://r.example/token"}), (), "what")
     assert isinstance(caught.value.error, BulkheadError)
 
 

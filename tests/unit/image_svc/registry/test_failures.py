@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from bulkhead.errors import FailedPrecondition, Unavailable, Unknown
-from image_svc.registry.credentials import Credentials
+from image_svc.registry.credentials import Account
 from image_svc.registry.failures import RegistryUnavailable, from_response, from_transport
 
 
@@ -21,7 +21,7 @@ def answer(status: int, body: bytes = b"", **headers: str) -> httpx.Response:
 @pytest.mark.parametrize("value", ["300", email.utils.formatdate(time.time() + 300, usegmt=True)])
 def test_retry_after(value: str) -> None:
     """Retry-After is seconds or a date."""
-    failure = from_response(answer(429, Retry_After=value), "what", "host", Credentials())
+    failure = from_response(answer(429, Retry_After=value), "what", "host", Account())
 
     assert 200 < failure.after <= 300
     assert failure.retry
@@ -30,7 +30,7 @@ def test_retry_after(value: str) -> None:
 @pytest.mark.parametrize("value", ["", "soon", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"])
 def test_retry_after_that_says_nothing(value: str) -> None:
     """What is neither, or lies in the past, is no wait."""
-    assert from_response(answer(503, Retry_After=value), "w", "h", Credentials()).after == 0
+    assert from_response(answer(503, Retry_After=value), "w", "h", Account()).after == 0
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_retry_after_that_says_nothing(value: str) -> None:
 )
 def test_words_of_the_registry(body: bytes, words: str) -> None:
     """The registry's own words are quoted on one line, if it has any."""
-    failure = from_response(answer(400, body), "what", "http://host", Credentials())
+    failure = from_response(answer(400, body), "what", "http://host", Account())
 
     assert str(failure) == f"what: http://host answered 400 Bad Request {words}".rstrip()
     assert isinstance(failure.error, FailedPrecondition)
@@ -100,7 +100,7 @@ def test_connections(error: Exception, kind: type[Exception], retry: bool, words
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_the_kubelet_knows_an_unavailable_registry(status: int) -> None:
     """A registry that cannot answer has the CRI's word at the beginning of its message, once, and the code UNKNOWN."""
-    error = from_response(answer(status), "what", "http://host", Credentials()).error
+    error = from_response(answer(status), "what", "http://host", Account()).error
     again = type(error)(str(error))
 
     assert isinstance(error, Unavailable)
