@@ -1,6 +1,6 @@
-"""The one place that starts short-lived programs from a service (CNI plugins, runtimes, shims).
+"""The one place that starts programs from a service: CNI plugins, runtimes and shims, which end, and NRI plugins.
 
-Long-lived children are the supervisor's (bulkhead.supervisor) and the shim's own (sandbox_svc.shim.reaper).
+Other long-lived children are the supervisor's (bulkhead.supervisor) and the shim's own (sandbox_svc.shim.reaper).
 """
 
 import contextlib
@@ -74,13 +74,13 @@ def run(
         stdout, stderr = _converse(child, input, deadline, limit)
         child.wait(max(0.0, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired) as error:
-        _end(child)
+        end(child)
         raise DeadlineExceeded(f"{args[0]} did not finish within {timeout:g} s and was killed") from error
     except ResourceExhausted as error:
-        _end(child)
+        end(child)
         raise ResourceExhausted(f"{args[0]} wrote more than {limit} bytes and was killed") from error
     except BaseException:
-        _end(child)
+        end(child)
         raise
     return Result(tuple(args), child.returncode, stdout, stderr)
 
@@ -133,7 +133,21 @@ def _read(found: dict[IO[bytes], bytearray], stream: IO[bytes]) -> bool:
     return bool(piece)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def start(args: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start a program that goes on, in a process group of its own and without standard streams.
+
+    It is the caller's to end (`end`). NotFound if it cannot be started.
+    """
+    null = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(
+            args, stdin=null, stdout=null, stderr=null, env=dict(env), pass_fds=pass_fds, process_group=0
+        )
+    except OSError as error:
+        raise NotFound(f"{args[0]}: {error.strerror}") from error
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
     """Kill a program's group; whoever left the group and still holds the pipes is not waited for."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)

@@ -90,7 +90,7 @@ class Client:
             if self._forget(stream) is not None:
                 raise DeadlineExceeded(f"{method}: no answer from {self.path} within {timeout:g} s") from error
             raw = call.future.result()  # it came in the meantime, perhaps with a descriptor
-        return _parse(raw, response_type, method)
+        return parse_answer(raw, response_type, method)
 
     def submit(
         self,
@@ -107,7 +107,7 @@ class Client:
 
         def settle(done: "Future[bytes]") -> None:
             try:
-                answer.set_result(_parse(done.result(), response_type, method))
+                answer.set_result(parse_answer(done.result(), response_type, method))
             except BulkheadError as error:
                 answer.set_exception(error)
 
@@ -188,7 +188,7 @@ class Client:
         if call is None:
             return
         try:
-            call.future.set_result(_payload(frame))
+            call.future.set_result(payload_of(frame))
         except BulkheadError as error:
             call.future.set_exception(error)
 
@@ -221,7 +221,8 @@ def _connect(path: str, timeout: float, send_timeout: float) -> socket.socket:
     return sock
 
 
-def _payload(frame: Frame) -> bytes:
+def payload_of(frame: Frame) -> bytes:
+    """Return what an answer carries, still serialised; the peer's status is raised as the error of its code."""
     if frame.payload is None:
         raise ResourceExhausted(f"ttrpc answer longer than {MESSAGE_LIMIT} bytes")
     try:
@@ -233,7 +234,8 @@ def _payload(frame: Frame) -> bytes:
     return answer.payload
 
 
-def _parse(raw: bytes, response_type: type[M], method: str) -> M:
+def parse_answer(raw: bytes, response_type: type[M], method: str) -> M:
+    """Return an answer as the method's message; Internal if it is none."""
     try:
         return response_type.FromString(raw)
     except DecodeError as error:
