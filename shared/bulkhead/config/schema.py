@@ -4,9 +4,7 @@ An `Option` without a target is one that containerd 1.5 to 2.4 knows and Bulkhea
 a warning. Sources: containerd docs/cri/config.md, internal/cri/config and the configuration guides of 1.5 to 2.4.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Union
+from dataclasses import fields
 
 from bulkhead.config.checks import (
     above,
@@ -20,33 +18,10 @@ from bulkhead.config.checks import (
     recursive_read_only,
     sandboxer,
 )
-from bulkhead.config.model import NriValidator
-
-
-@dataclass(frozen=True)
-class Option:
-    """One key: its TOML type, the model field it fills ("*" stands for a user-chosen name), and what is said of it.
-
-    kind: bool, int, str, strs (array of strings), duration (Go duration string), seconds (integer), table (free form).
-    """
-
-    kind: str
-    target: str = ""
-    deprecated: str = ""
-    check: Callable[[Any], str] | None = None
-    #: The value never stands in an error.
-    secret: bool = False
-
-
-@dataclass(frozen=True)
-class Each:
-    """A table whose keys the user chooses (handlers, hosts); each value follows one schema."""
-
-    inner: "Node"
-
-
-Node = Union[Option, Each, "Table"]
-Table = dict[str, Node]
+from bulkhead.config.option import Each as Each
+from bulkhead.config.option import Option as Option
+from bulkhead.config.option import Table as Table
+from bulkhead.config.plugins import NriValidator
 
 _HANDLER: Table = {
     "runtime_type": Option("str", "runtime.runtimes.*.runtime_type"),
@@ -226,6 +201,10 @@ _NRI: Table = {
 #: Plugins that are configured alike in versions 2 and 3.
 _OTHERS: dict[str, Table] = {
     "io.containerd.nri.v1.nri": _NRI,
+    "io.containerd.service.v1.tasks-service": {
+        "blockio_config_file": Option("str", "runtime.blockio_config_file"),
+        "rdt_config_file": Option("str", "runtime.rdt_config_file"),
+    },
     "io.containerd.image-verifier.v1.bindir": {
         "bin_dir": Option("str", "image_verifier.bin_dir"),
         "max_verifiers": Option("int", "image_verifier.max_verifiers"),
