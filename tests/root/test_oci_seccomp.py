@@ -12,6 +12,7 @@ import pytest
 
 from bulkhead.config.model import Runtime, RuntimeHandler
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc.hardware import ConfiguredHardware
 from sandbox_svc.oci import bpf
 from sandbox_svc.oci.host import LinuxHost
 from sandbox_svc.oci.model import ContainerInput, HostFacts, RuntimeFacts, SandboxFiles
@@ -74,6 +75,7 @@ def container(machine_facts: HostFacts, runtime_facts: RuntimeFacts) -> dict[str
             runtime_facts=runtime_facts,
             sandbox_pid=1,
             files=SandboxFiles(),
+            hardware=ConfiguredHardware(Runtime()),
         )
     )
     spec["linux"]["namespaces"] = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")]

@@ -1,10 +1,13 @@
 """Inputs of the spec builders for unit tests: a host that answers from tables, requests that ask for little."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bulkhead.config.model import Runtime, RuntimeHandler
+from bulkhead.errors import FailedPrecondition, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc.oci.cdi_spec import Edits
 from sandbox_svc.oci.model import ContainerInput, Device, HostFacts, RuntimeFacts, SandboxFiles, SandboxInput
 
 FILES = SandboxFiles("/pod/hostname", "/pod/hosts", "/pod/resolv.conf", "/pod/shm")
@@ -55,6 +58,47 @@ class TableHost:
         return name in self.profiles
 
 
+@dataclass
+class TableHardware:
+    """A node with the devices and classes that are listed."""
+
+    classes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rdt_classes: set[str] = field(default_factory=set)
+    denied_to_pods: set[str] = field(default_factory=set)
+    devices: dict[str, Edits] = field(default_factory=dict)
+    nodes: dict[str, Device] = field(default_factory=dict)
+
+    @property
+    def blockio_enabled(self) -> bool:
+        return bool(self.classes)
+
+    @property
+    def rdt_enabled(self) -> bool:
+        return bool(self.rdt_classes)
+
+    def block_io(self, name: str) -> dict[str, Any]:
+        if name not in self.classes:
+            raise FailedPrecondition("no such class")
+        return self.classes[name]
+
+    def check_rdt_class(self, name: str, *, from_pod: bool) -> None:
+        if name not in self.rdt_classes or (from_pod and name in self.denied_to_pods):
+            raise FailedPrecondition("no such class")
+
+    def edits(self, names: Sequence[str]) -> Edits:
+        if missing := [name for name in names if name not in self.devices]:
+            raise NotFound(f"CDI device {missing[0]} is not defined")
+        found = Edits()
+        for name in names:
+            found += self.devices[name]
+        return found
+
+    def node(self, path: str) -> Device:
+        if path not in self.nodes:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return self.nodes[path]
+
+
 def host_facts(**changes: Any) -> HostFacts:
     """Return a cgroup v2 node with every privilege, changed as asked."""
     facts = HostFacts(host=TableHost(), capabilities=("CAP_CHOWN", "CAP_SYS_ADMIN"), hostname="node")
@@ -93,6 +137,7 @@ def container_input(**changes: Any) -> ContainerInput:
         runtime_facts=RuntimeFacts(),
         sandbox_pid=42,
         files=FILES,
+        hardware=TableHardware(),
         volumes_directory="/volumes",
     )
     return replace(request, **changes)

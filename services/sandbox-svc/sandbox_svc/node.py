@@ -11,6 +11,7 @@ from sandbox_svc import cgroup, usermap
 from sandbox_svc.background import Background
 from sandbox_svc.cni import Manager
 from sandbox_svc.happenings import Happenings
+from sandbox_svc.hardware import ConfiguredHardware
 from sandbox_svc.images import Images
 from sandbox_svc.ledger import Ledger
 from sandbox_svc.oci.model import HostFacts
@@ -52,6 +53,7 @@ class Node:
         undoer = Undoer(self.config, self.database, self.model, self.networks, self.images)
         self.ledger = Ledger(self.database, undoer.by_kind())
         self.watcher = Watcher(self.ledger, self.background)
+        self.hardware = ConfiguredHardware(self.config.runtime)
 
     @property
     def events_socket(self) -> Path:

@@ -5,8 +5,6 @@ UNHONOURED = frozenset(
     {
         "images.disable_snapshot_annotations",
         "images.image_pull_with_sync_fs",
-        "runtime.cdi_spec_dirs",
-        "runtime.disable_cgroup",
         "runtime.enable_criu",
     }
 )

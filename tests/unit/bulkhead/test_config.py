@@ -406,7 +406,7 @@ CriuWorkPath = "/w"
     "registry": 'config_path = "/certs"\n',
 }
 #: What of it has no effect by design, is deprecated, or has no effect yet; each is told in one warning.
-TOLD = {"disable_tcp_service", "no_pivot", "bin_dir", "disable_snapshot_annotations", "disable_cgroup", "cdi_spec_dirs"}
+TOLD = {"disable_tcp_service", "no_pivot", "bin_dir", "disable_snapshot_annotations"}
 
 
 def test_every_option_of_the_guide_is_known(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bulkhead.config.model import Runtime, RuntimeHandler
-from bulkhead.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.oci.annotations import passed_through
 from sandbox_svc.oci.model import Device
@@ -31,6 +31,21 @@ def test_limits() -> None:
     assert found["cpu"] == {"shares": 512, "quota": -1, "period": 100000, "cpus": "0-1"}
     assert found["memory"] == {"limit": 1 << 20, "swap": 1 << 20}
     assert found["unified"] == {"memory.high": "1000"}
+
+
+def test_disabled_cgroups() -> None:
+    """With disable_cgroup neither a limit nor a cgroup path is asked for; the OOM score, which is none, stays."""
+    config, runtime = plain(), Runtime(disable_cgroup=True)
+    config.linux.resources.cpu_shares, config.linux.resources.oom_score_adj = 512, 500
+    request = container_input(config=config, runtime=runtime)
+    request.sandbox_config.linux.cgroup_parent = "/kubepods/pod1"
+    spec = container_spec(request)
+    assert spec["linux"]["resources"].keys() == {"devices"}
+    assert spec["process"]["oomScoreAdj"] == 500
+    assert "cgroupsPath" not in spec["linux"]
+    pod = sandbox_spec(sandbox_input(config=request.sandbox_config, runtime=runtime))
+    assert "cpu" not in pod["linux"]["resources"]
+    assert "cgroupsPath" not in pod["linux"]
 
 
 def test_swap_only_where_it_is_counted() -> None:
@@ -270,22 +285,3 @@ def test_proc_paths() -> None:
     kept = container_spec(container_input(config=config, runtime=Runtime(disable_proc_mount=True)))["linux"]
     assert "/proc/keys" in kept["maskedPaths"]
     assert "/proc/sys" in kept["readonlyPaths"]
-
-
-def test_hardware_that_cannot_be_given_is_refused() -> None:
-    """A CDI device and a class that nobody configured fail the container, unless options say to go without."""
-    config = plain()
-    config.CDI_devices.add(name="vendor.com/gpu=0")
-    with pytest.raises(Unimplemented, match="vendor"):
-        container_spec(container_input(config=config))
-    container_spec(container_input(config=config, runtime=Runtime(enable_cdi=False)))
-    for key, match in (
-        ("blockio.resources.beta.kubernetes.io/pod", "blockio class 'slow'"),
-        ("rdt.resources.beta.kubernetes.io/container.c", "RDT class 'slow'"),
-    ):
-        request = container_input()
-        request.sandbox_config.annotations[key] = "slow"
-        with pytest.raises(FailedPrecondition, match=match):
-            container_spec(request)
-        ignoring = Runtime(ignore_blockio_not_enabled_errors=True, ignore_rdt_not_enabled_errors=True)
-        container_spec(container_input(sandbox_config=request.sandbox_config, runtime=ignoring))

@@ -3,42 +3,63 @@
 A container that silently started without its device or its class would be worse off than one that says why it did not.
 """
 
-from bulkhead.errors import FailedPrecondition, Unimplemented
-from sandbox_svc.oci.model import ContainerInput
+import contextlib
+from collections.abc import Iterator
 
-_CDI_ANNOTATION = "cdi.k8s.io/"
+from bulkhead.errors import FailedPrecondition
+from sandbox_svc.oci import cdi
+from sandbox_svc.oci.model import ContainerInput, Json
+from sandbox_svc.oci.rdt import ROOT_CLASS
 
 
-def check(request: ContainerInput) -> None:
-    """Raise for a CDI device (Unimplemented), and for a class, none being configured (FailedPrecondition).
+def apply_classes(spec: Json, request: ContainerInput) -> None:
+    """Put a container into the block I/O and the RDT class that its annotations, or its pod's, name.
 
-    containerd's options ignore_blockio_not_enabled_errors and ignore_rdt_not_enabled_errors let the container run
-    without its class, and enable_cdi = false without its device.
+    FailedPrecondition where there are no classes, or not that one. containerd's ignore_blockio_not_enabled_errors and
+    ignore_rdt_not_enabled_errors let the container run without a class where none are configured.
     """
-    runtime = request.runtime
-    if runtime.enable_cdi and (names := _cdi_devices(request)):
-        raise Unimplemented(f"CDI_devices: {', '.join(names)}: CDI is not supported yet")
-    for kind, prefix, ignored in (
-        ("blockio", "blockio.resources.beta.kubernetes.io/", runtime.ignore_blockio_not_enabled_errors),
-        ("RDT", "rdt.resources.beta.kubernetes.io/", runtime.ignore_rdt_not_enabled_errors),
-    ):
-        wanted = _class(request, prefix, f"io.kubernetes.cri.{kind.lower()}-class")
-        if wanted and not ignored:
-            raise FailedPrecondition(
-                f"annotations: {kind} class {wanted!r} for container {request.config.metadata.name}: "
-                f"no {kind} classes are configured on this node"
-            )
+    runtime, hardware = request.runtime, request.hardware
+    name, _ = wanted_class(request, "blockio")
+    if name and (hardware.blockio_enabled or not runtime.ignore_blockio_not_enabled_errors):
+        with _blamed(request, f"block I/O class {name!r}"):
+            spec["linux"]["resources"]["blockIO"] = hardware.block_io(name)
+    name, from_pod = wanted_class(request, "rdt")
+    if name and (hardware.rdt_enabled or not runtime.ignore_rdt_not_enabled_errors):
+        with _blamed(request, f"RDT class {name!r}"):
+            hardware.check_rdt_class(name, from_pod=from_pod)
+        if name != ROOT_CLASS:
+            spec["linux"]["intelRdt"] = {"closID": name}
 
 
-def _cdi_devices(request: ContainerInput) -> list[str]:
-    annotated = [value for key, value in request.config.annotations.items() if key.startswith(_CDI_ANNOTATION)]
-    return [*(device.name for device in request.config.CDI_devices), *annotated]
+def inject_devices(spec: Json, request: ContainerInput) -> None:
+    """Give a container its CDI devices; enable_cdi = false lets it run without.
+
+    The last change of a spec: devices without an owner belong to the user that the process has.
+    """
+    if request.runtime.enable_cdi:
+        cdi.inject(spec, cdi.requested(request.config), request.hardware)
 
 
-def _class(request: ContainerInput, pod_prefix: str, container_key: str) -> str:
-    """Return the class asked for: the container's own annotation, the pod's for that container, the pod's for all."""
+def wanted_class(request: ContainerInput, kind: str) -> tuple[str, bool]:
+    """Return the class of kind "blockio" or "rdt", "" for none, and whether it is the pod that asks for it.
+
+    The container's own annotation counts first, then the pod's for that container, then the pod's for all.
+    """
     container, pod = request.config.annotations, request.sandbox_config.annotations
-    name = request.config.metadata.name
-    if container_key in container:
-        return str(container[container_key])
-    return str(pod.get(f"{pod_prefix}container.{name}") or pod.get(f"{pod_prefix}pod") or "")
+    own = f"io.kubernetes.cri.{kind}-class"
+    if own in container:
+        return str(container[own]), False
+    prefix = f"{kind}.resources.beta.kubernetes.io/"
+    for key in (f"{prefix}container.{request.config.metadata.name}", f"{prefix}pod"):
+        if key in pod:
+            return str(pod[key]), True
+    return "", False
+
+
+@contextlib.contextmanager
+def _blamed(request: ContainerInput, what: str) -> Iterator[None]:
+    """Name the container and the class in what goes wrong inside."""
+    try:
+        yield
+    except FailedPrecondition as error:
+        raise FailedPrecondition(f"annotations: {what} of container {request.config.metadata.name}: {error}") from error

@@ -108,6 +108,16 @@ def _mount_of(path: str) -> _Mount:
     return best
 
 
+def device_node(path: str) -> Device:
+    """Return the device node or FIFO at path, symlinks not followed; OSError (ENODEV) for any other file."""
+    found = os.lstat(path)
+    if stat.S_ISFIFO(found.st_mode):
+        return Device(path, "p", 0, 0, stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
+    if (device := _device(path)) is None:
+        raise OSError(errno.ENODEV, "not a device node", path)
+    return device
+
+
 def _walk(directory: str) -> Iterator[Device]:
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda found: found.name):

@@ -6,10 +6,13 @@ mount) goes through `Host`, which `sandbox_svc.oci.host.LinuxHost` answers from 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bulkhead.config.model import Runtime, RuntimeHandler
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+
+if TYPE_CHECKING:
+    from sandbox_svc.oci.cdi_spec import Edits
 
 #: A JSON object: an OCI runtime spec, an image config, a seccomp profile.
 Json = dict[str, Any]
@@ -59,6 +62,30 @@ class Host(Protocol):
 
     def apparmor_profile_loaded(self, name: str) -> bool:
         """Tell whether the kernel has an AppArmor profile of that name."""
+
+
+class Hardware(Protocol):
+    """What the node has configured beyond its kernel: CDI devices, block I/O and RDT classes."""
+
+    @property
+    def blockio_enabled(self) -> bool:
+        """Whether there are block I/O classes at all."""
+
+    @property
+    def rdt_enabled(self) -> bool:
+        """Whether there are RDT classes at all."""
+
+    def block_io(self, name: str) -> Json:
+        """Return linux.resources.blockIO of a class; FailedPrecondition says why there is none."""
+
+    def check_rdt_class(self, name: str, *, from_pod: bool) -> None:
+        """Raise FailedPrecondition for an RDT class that is not there, or that pods may not ask for."""
+
+    def edits(self, names: Sequence[str]) -> "Edits":
+        """Return all edits that CDI devices of these full names need; NotFound for one that is not defined."""
+
+    def node(self, path: str) -> Device:
+        """Return the device node or FIFO at a path of the host, symlinks not followed; OSError for anything else."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +188,7 @@ class ContainerInput:
     #: The pause process: its namespaces are joined as /proc/<pid>/ns/….
     sandbox_pid: int
     files: SandboxFiles
+    hardware: Hardware
     users: RootfsUsers = field(default_factory=RootfsUsers)
     #: The process whose PID namespace is joined when the mode is TARGET.
     target_pid: int = 0

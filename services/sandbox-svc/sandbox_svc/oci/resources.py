@@ -2,7 +2,7 @@
 
 import posixpath
 
-from bulkhead.config.model import RuntimeHandler
+from bulkhead.config.model import Runtime, RuntimeHandler
 from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.oci.model import ContainerInput, HostFacts, Json
@@ -16,12 +16,14 @@ _SCOPE_PREFIX = "cri-containerd"
 _DEFAULT_SLICE = "system.slice"
 
 
-def apply_cgroup_parent(spec: Json, parent: str, id: str, handler: RuntimeHandler) -> None:
-    """Put the container below its pod's cgroup.
+def apply_cgroup_parent(spec: Json, parent: str, id: str, handler: RuntimeHandler, *, disabled: bool = False) -> None:
+    """Put the container below its pod's cgroup, or leave it to the runtime where cgroups are disabled.
 
     A parent that ends in ".slice" is systemd's, for whom the runtimes want "slice:prefix:name"; any other is a path.
     Without a parent, a handler with SystemdCgroup gets systemd's own slice for services: its runtime takes no path.
     """
+    if disabled:
+        parent = ""
     if not parent and handler.options.get("SystemdCgroup"):
         parent = _DEFAULT_SLICE
     if not parent:
@@ -31,17 +33,23 @@ def apply_cgroup_parent(spec: Json, parent: str, id: str, handler: RuntimeHandle
     spec["linux"]["cgroupsPath"] = posixpath.normpath(path)
 
 
-def apply_to_sandbox(spec: Json, facts: HostFacts, restrict_oom_score: bool) -> None:
+def apply_to_sandbox(spec: Json, facts: HostFacts, runtime: Runtime) -> None:
     """Give the pause container next to no CPU share and the best OOM score we may give."""
-    spec["linux"]["resources"]["cpu"] = {"shares": SANDBOX_CPU_SHARES}
-    spec["process"]["oomScoreAdj"] = oom_score(SANDBOX_OOM_SCORE, facts, restrict_oom_score)
+    if not runtime.disable_cgroup:
+        spec["linux"]["resources"]["cpu"] = {"shares": SANDBOX_CPU_SHARES}
+    spec["process"]["oomScoreAdj"] = oom_score(SANDBOX_OOM_SCORE, facts, runtime.restrict_oom_score_adj)
 
 
 def apply_to_container(spec: Json, request: ContainerInput) -> None:
-    """Set the limits that the request has; a zero is "not said" in the CRI."""
+    """Set the limits that the request has; a zero is "not said" in the CRI. With disable_cgroup there are none."""
     if not request.config.linux.HasField("resources"):
         return
     wanted = request.config.linux.resources
+    spec["process"]["oomScoreAdj"] = oom_score(
+        wanted.oom_score_adj, request.facts, request.runtime.restrict_oom_score_adj
+    )
+    if request.runtime.disable_cgroup:
+        return
     found = spec["linux"]["resources"]
     for member, values in (("cpu", _cpu(wanted)), ("memory", _memory(wanted, request.facts))):
         if values:
@@ -49,9 +57,6 @@ def apply_to_container(spec: Json, request: ContainerInput) -> None:
     _hugepages(found, wanted, request)
     if wanted.unified:
         found["unified"] = {**found.get("unified", {}), **wanted.unified}
-    spec["process"]["oomScoreAdj"] = oom_score(
-        wanted.oom_score_adj, request.facts, request.runtime.restrict_oom_score_adj
-    )
 
 
 def updated(found: Json, wanted: cri.LinuxContainerResources, facts: HostFacts) -> Json:

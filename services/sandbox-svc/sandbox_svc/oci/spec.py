@@ -22,7 +22,7 @@ from sandbox_svc.oci.model import ContainerInput, Json, SandboxInput
 from sandbox_svc.oci.process import exec_process
 from sandbox_svc.oci.volumes import image_volumes, needed_directories
 
-__all__ = ["container_spec", "exec_process", "image_volumes", "needed_directories", "sandbox_spec"]
+__all__ = ["container_spec", "exec_process", "hand_over_filter", "image_volumes", "needed_directories", "sandbox_spec"]
 
 
 def sandbox_spec(request: SandboxInput) -> Json:
@@ -37,16 +37,18 @@ def sandbox_spec(request: SandboxInput) -> Json:
     if request.config.hostname:
         spec["hostname"] = request.config.hostname
     process.apply_to_sandbox(spec, request)
-    resources.apply_cgroup_parent(spec, linux.cgroup_parent, request.id, request.handler)
+    resources.apply_cgroup_parent(
+        spec, linux.cgroup_parent, request.id, request.handler, disabled=request.runtime.disable_cgroup
+    )
     namespaces.apply_to_sandbox(spec, request)
     mounts.apply_to_sandbox(spec, request)
     process_label, mount_label = selinux.labels(context.selinux_options, "", request.id, request.runtime, request.facts)
     selinux.apply(spec, process_label, mount_label, context.privileged)
     sysctls.apply(spec, request)
-    resources.apply_to_sandbox(spec, request.facts, request.runtime.restrict_oom_score_adj)
+    resources.apply_to_sandbox(spec, request.facts, request.runtime)
     annotations.apply_to_sandbox(spec, request)
     seccomp.apply(spec, context, request.runtime, request.facts)
-    _hand_over_filter(spec, request)
+    hand_over_filter(spec, request)
     users.apply_to_sandbox(spec, request)
     return spec
 
@@ -63,7 +65,6 @@ def container_spec(request: ContainerInput) -> Json:
     namespaces.apply_cgroup_namespace(spec, request)
     mounts.apply_to_container(spec, request)
     _apply_proc_paths(spec, request)
-    hardware.check(request)
     devices.apply(spec, request)
     if context.HasField("capabilities"):
         capabilities.apply(spec, context.capabilities, request.facts.capabilities)
@@ -77,13 +78,16 @@ def container_spec(request: ContainerInput) -> Json:
     if context.readonly_rootfs:
         spec["root"]["readonly"] = True
     resources.apply_to_container(spec, request)
-    resources.apply_cgroup_parent(spec, request.sandbox_config.linux.cgroup_parent, request.id, request.handler)
+    hardware.apply_classes(spec, request)
+    parent = request.sandbox_config.linux.cgroup_parent
+    resources.apply_cgroup_parent(spec, parent, request.id, request.handler, disabled=request.runtime.disable_cgroup)
     namespaces.apply_to_container(spec, request)
     annotations.apply_to_container(spec, request)
     users.apply_to_container(spec, request)
     apparmor.apply(spec, request)
     seccomp.apply(spec, context, request.runtime, request.facts)
-    _hand_over_filter(spec, request)
+    hand_over_filter(spec, request)
+    hardware.inject_devices(spec, request)
     return spec
 
 
@@ -108,10 +112,10 @@ def _apply_proc_paths(spec: Json, request: ContainerInput) -> None:
             spec["linux"][member] = list(paths)
 
 
-def _hand_over_filter(spec: Json, request: SandboxInput | ContainerInput) -> None:
+def hand_over_filter(spec: Json, request: SandboxInput | ContainerInput) -> None:
     """Add the compiled filter for a runtime that takes it; the plain section stays for those that do not.
 
-    An annotation of that name from the pod never comes through: it would replace the filter that the request asks for.
+    Again after a change of the profile. An annotation of that name from the pod, or from a plugin, never comes through: it would replace the filter that the request asks for.
     """
     spec["annotations"].pop(bpf.ANNOTATION, None)
     profile = spec["linux"].get("seccomp")

@@ -150,6 +150,7 @@ class _Creation:
             runtime_facts=runtime.facts,
             sandbox_pid=pod.record.process.pid,
             files=pod_files.paths(node.pod_directory(pod.id), node.shm(pod.id), pod.record.config),
+            hardware=node.hardware,
             users=rootfs_users(prepared.mounts),
             target_pid=self._target_pid(),
             image_mounts=mounted,
