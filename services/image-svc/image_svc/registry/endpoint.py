@@ -164,13 +164,22 @@ class Endpoint:
     def _url(self, call: Call) -> httpx.URL:
         url = httpx.URL(f"{self.origin}{self.host.path}/{self._repository}/{call.path}")
         if call.location:
-            url = url.join(call.location)
-            if url.scheme not in ("http", "https"):
-                raise httpx.InvalidURL("Location is neither http nor https")
+            url = self._onward(url.join(call.location))
         query = dict(call.query)
         if self._is_ours(url) and not self.host.serves(self._namespace):
             query["ns"] = self._namespace
         return url.copy_merge_params(query) if query else url
+
+    def _onward(self, url: httpx.URL) -> httpx.URL:
+        """Check where a registry wants an upload to go on: bytes that went out encrypted stay so.
+
+        Behind a proxy that ends TLS many a registry believes that it is spoken to over http.
+        """
+        if self._scheme == "https" and url.scheme == "http" and url.netloc.decode("ascii") == self.host.host:
+            url = url.copy_with(scheme="https")
+        if url.scheme != "https" and url.scheme != self._scheme:
+            raise httpx.InvalidURL(f"goes on at a {url.scheme[:20]!r} address")
+        return url
 
     def _headers(self, call: Call, authorization: str) -> list[tuple[str, str]]:
         pairs = [("user-agent", _USER_AGENT), *_PLAIN.items(), *call.headers.items()]

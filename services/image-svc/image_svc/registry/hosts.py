@@ -7,6 +7,7 @@ docs/cri/registry.md). Everything is read anew for each pull.
 import ipaddress
 import logging
 import posixpath
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +49,8 @@ class Host:
     dial_timeout: float = DIAL_TIMEOUT
     #: Try https and, where the port speaks no TLS, go on with http.
     http_fallback: bool = False
+    #: The file and line, or the rule, that names this host; for people.
+    source: str = field(default="", compare=False)
 
     @property
     def origin(self) -> str:
@@ -65,11 +68,9 @@ class Host:
 
 def is_loopback(host: str) -> bool:
     """Whether a host, with or without a port, is this machine by its very name (containerd, IsLocalhost)."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(name).is_loopback
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 
@@ -81,7 +82,7 @@ def lookup(namespace: str, registry: Registry) -> list[Host]:
     if mirrors is not None or namespace in registry.tls:
         return [_with(host, headers) for host in _from_mirrors(namespace, mirrors or (), registry)]
     directory = find_directory(namespace, map(Path, registry.config_path))
-    tables = _tables(directory) if directory else [HostTable()]
+    tables = _tables(directory) if directory else [HostTable(source="no host configuration: the registry itself")]
     return [_with(_from_table(namespace, table), headers) for table in tables]
 
 
@@ -91,16 +92,22 @@ def find_directory(namespace: str, roots: Iterable[Path]) -> Path | None:
     variants = [f"{name}_{port}_"] if colon and name else []
     for root in roots:
         for variant in (*variants, namespace, "_default"):
-            if (root / variant).is_dir():
-                return root / variant
+            directory = root / variant
+            try:
+                if stat.S_ISDIR(directory.stat().st_mode):
+                    return directory
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise FailedPrecondition(f"{directory}: {error.strerror}; image-svc runs without privileges") from error
     return None
 
 
 def _tables(directory: Path) -> list[HostTable]:
-    path = directory / "hosts.toml"
-    if not path.exists() or not path.stat().st_size:
+    loaded = hosts_toml.load(directory / "hosts.toml")
+    if loaded is None:
         return [_certificates(directory)]
-    tables, unknown = hosts_toml.load(path)
+    tables, unknown = loaded
     for line in unknown:
         logger.warning("%s", line)
     return tables
@@ -110,18 +117,20 @@ def _certificates(directory: Path) -> HostTable:
     """Read a Docker certificate directory: *.crt are authorities, *.cert with its *.key is the client's."""
     authorities, pairs = [], []
     try:
-        names = sorted(directory.iterdir())
+        names = sorted(file for file in directory.iterdir() if not file.is_dir())
     except OSError as error:
-        raise FailedPrecondition(f"{directory}: {error.strerror}") from error
+        raise FailedPrecondition(f"{directory}: {error.strerror}; image-svc runs without privileges") from error
     for file in names:
         if file.suffix == ".crt":
             authorities.append(file)
         elif file.suffix == ".cert":
             key = file.with_suffix(".key")
-            if key not in names:
-                raise FailedPrecondition(f"{directory}: {file.name} has no {key.name} beside it")
-            pairs.append((file, key))
-    return HostTable(ca=tuple(authorities), client=tuple(pairs))
+            # Without one the key is in the same file, as containerd has it.
+            pairs.append((file, key if key in names else None))
+    source = (
+        f"{directory}: certificates of the registry itself" if names else f"{directory}: empty, the registry itself"
+    )
+    return HostTable(ca=tuple(authorities), client=tuple(pairs), source=source)
 
 
 def _from_table(namespace: str, table: HostTable) -> Host:
@@ -135,7 +144,8 @@ def _from_table(namespace: str, table: HostTable) -> Host:
         scheme, host, path = "https", default_host(namespace), "/v2"
         if is_loopback(host):
             # As containerd: a local registry may speak either, and nobody signs certificates for it.
-            scheme, skip, explicit = "http", True, True
+            scheme = "https" if _port(host) in (None, 443) else "http"
+            skip, explicit = (True, True) if _port(host) != 80 else (skip, explicit)
     fallback = scheme == "http" and explicit and _port(host) != 80
     return Host(
         scheme="https" if fallback else scheme,
@@ -146,6 +156,7 @@ def _from_table(namespace: str, table: HostTable) -> Host:
         header=table.header,
         dial_timeout=table.dial_timeout or DIAL_TIMEOUT,
         http_fallback=fallback,
+        source=table.source,
     )
 
 
@@ -156,7 +167,11 @@ def _api_path(path: str, *, override: bool) -> str:
 
 
 def _port(host: str) -> int | None:
-    return urlsplit(f"//{host}").port
+    """Return the port of an address; None for none, or for a number that no port has."""
+    try:
+        return urlsplit(f"//{host}").port
+    except ValueError:
+        return None
 
 
 def default_host(namespace: str) -> str:
@@ -173,12 +188,13 @@ def _with(host: Host, headers: tuple[tuple[str, str], ...]) -> Host:
 
 def _from_mirrors(namespace: str, mirrors: tuple[str, ...], registry: Registry) -> list[Host]:
     """Read the deprecated `registry.mirrors` and `registry.configs.*.tls`: the upstream comes last unless listed."""
-    endpoints = [_with_scheme(endpoint) for endpoint in mirrors]
     upstream = default_host(namespace)
-    if all(urlsplit(endpoint).netloc != upstream for endpoint in endpoints):
-        endpoints.append(_with_scheme(upstream))
+    where = f"registry.mirrors.{namespace if namespace in registry.mirrors else '*'!r}.endpoint (deprecated)"
+    endpoints = [(_with_scheme(endpoint), where) for endpoint in mirrors]
+    if all(urlsplit(endpoint).netloc not in (upstream, namespace) for endpoint, _ in endpoints):
+        endpoints.append((_with_scheme(upstream), "the registry itself"))
     found = []
-    for endpoint in endpoints:
+    for endpoint, source in endpoints:
         parts = urlsplit(endpoint)
         tls = registry.tls.get(parts.netloc) or (registry.tls.get(namespace) if parts.netloc == upstream else None)
         authority = (Path(tls.ca_file),) if tls and tls.ca_file else ()
@@ -188,8 +204,10 @@ def _from_mirrors(namespace: str, mirrors: tuple[str, ...], registry: Registry) 
                 scheme=parts.scheme,
                 host=parts.netloc,
                 path=parts.path.rstrip("/") or "/v2",
-                capabilities=frozenset({"pull", "resolve"}),
+                # containerd's CRI never pushes; what is pushed goes to the registry itself.
+                capabilities=CAPABILITIES if parts.netloc in (upstream, namespace) else CAPABILITIES - {"push"},
                 tls=Tls(authority, pair, bool(tls and tls.insecure_skip_verify)),
+                source=source,
             )
         )
     return found

@@ -33,26 +33,37 @@ class HostTable:
     override_path: bool = False
     #: Seconds; 0 for the default.
     dial_timeout: float = 0.0
+    #: Where it stands, for people.
+    source: str = field(default="", compare=False)
 
 
 class HostsFileError(FailedPrecondition):
     """A hosts.toml that cannot be used; the message names file, line and mistake."""
 
 
-def load(path: Path) -> tuple[list[HostTable], list[str]]:
-    """Return the endpoints of a file in the order to be asked, the server last, and what it says that is not known."""
+def load(path: Path) -> tuple[list[HostTable], list[str]] | None:
+    """Return the endpoints of a file in the order to be asked, the server last, and what it says that is not known.
+
+    None for a file that is empty or not there.
+    """
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HostsFileError(f"{path}: {error}") from error
-    return parse(text, path)
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HostsFileError(f"{path}: {error.strerror}; image-svc runs without privileges") from error
+    try:
+        return parse(data.decode(), path) if data else None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise HostsFileError(f"{path}: not UTF-8 (at line {line})") from error
 
 
 def parse(text: str, path: Path) -> tuple[list[HostTable], list[str]]:
     """Read the text of a hosts.toml that lies at `path`, to which relative certificate paths belong."""
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise HostsFileError(f"{path}: {error}") from error
     reader = _Reader(text, path)
     hosts = tree.pop("host", {})
@@ -88,7 +99,15 @@ class _Reader:
             header=tuple(self._header(at, value.get("header", {}))),
             override_path=bool(self._boolean(at, "override_path", value.get("override_path"))),
             dial_timeout=self._duration(at, value.get("dial_timeout", "")),
+            source=self._source(at, url),
         )
+
+    def _source(self, at: tuple[str, ...], url: str) -> str:
+        if at:
+            return f"{self._path}:{self._line(at[:-1], at[-1])}: host"
+        if url:
+            return f"{self._path}:{self._line((), 'server')}: server"
+        return f"{self._path}: the registry itself, since no server is set"
 
     def error(self, at: tuple[str, ...], key: str, why: str) -> HostsFileError:
         return HostsFileError(f"{self._path}: {'.'.join((*at, key))}: {why} (at line {self._line(at, key)})")

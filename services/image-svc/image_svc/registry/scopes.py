@@ -33,6 +33,10 @@ class Scopes:
             resource, actions = split(scope)
             self._asked.setdefault(resource, {}).update(dict.fromkeys(actions))
 
+    def remove(self, scope: str) -> None:
+        """Do without a resource that was added."""
+        self._asked.pop(split(scope)[0], None)
+
     def wanted(self) -> tuple[str, ...]:
         """Return the scopes to ask for.
 

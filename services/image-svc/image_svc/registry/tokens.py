@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import httpx
@@ -51,12 +52,25 @@ class Authorizer:
                 self._renew(self._answered, what)
             return self._value
 
-    def add_scope(self, scope: str) -> None:
-        """Have further tokens be good for this as well; the one in use is given up for one that is."""
+    @contextmanager
+    def also(self, scope: str) -> Iterator[None]:
+        """Have tokens be good for something more during the block.
+
+        Not beyond it: a token service may refuse all of a wish for the sake of one part.
+        """
         with self._lock:
             self._scopes.add(scope)
-            if self._answered is not None and set(self._granted) != set(self._scopes.wanted()):
-                self._ends = 0.0
+            self._outdate()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._scopes.remove(scope)
+                self._outdate()
+
+    def _outdate(self) -> None:
+        if self._answered is not None and self._granted != self._scopes.wanted():
+            self._ends = 0.0
 
     def answer(self, response: httpx.Response, used: str, what: str) -> bool:
         """Take up the challenge of a 401; False if there is nothing (more) to answer with.

@@ -1,5 +1,6 @@
 """hosts.toml, certificate directories and the deprecated mirrors say which hosts are asked, and how."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -142,9 +143,12 @@ def test_defaults() -> None:
 
     assert hosts.lookup("docker.io", none) == [Host("https", "registry-1.docker.io")]
     assert hosts.lookup("quay.io", none) == [Host("https", "quay.io")]
-    for name in ("localhost:5000", "127.0.0.1:5000", "[::1]:5000", "localhost"):
+    for name in ("localhost:5000", "127.0.0.1:5000", "[::1]:5000", "127.1.2.3:5000"):
         (host,) = hosts.lookup(name, none)
         assert (host.scheme, host.http_fallback, host.tls) == ("https", True, Tls(skip_verify=True))
+    for name in ("localhost", "localhost:443", "[::1]"):
+        (host,) = hosts.lookup(name, none)
+        assert (host.scheme, host.http_fallback, host.tls) == ("https", False, Tls(skip_verify=True))
     (port80,) = hosts.lookup("localhost:80", none)
     assert (port80.scheme, port80.http_fallback) == ("http", False)
 
@@ -167,7 +171,7 @@ def test_http_host_with_tls_settings(tmp_path: Path) -> None:
 
 
 def test_docker_certificates(tmp_path: Path) -> None:
-    """Without hosts.toml, *.crt are authorities, *.cert and *.key the client's; a lone *.cert is an error."""
+    """Without hosts.toml, *.crt are authorities, *.cert and *.key the client's; a lone *.cert holds its key itself."""
     directory = tmp_path / "q.io"
     directory.mkdir()
     for name in ("ca.crt", "me.cert", "me.key"):
@@ -178,8 +182,9 @@ def test_docker_certificates(tmp_path: Path) -> None:
 
     assert host.tls == Tls((directory / "ca.crt",), ((directory / "me.cert", directory / "me.key"),))
     (directory / "me.key").unlink()
-    with pytest.raises(FailedPrecondition, match=r"me\.key"):
-        hosts.lookup("q.io", registry)
+    (directory / "sub.crt").mkdir()
+    (alone,) = hosts.lookup("q.io", registry)
+    assert alone.tls == Tls((directory / "ca.crt",), ((directory / "me.cert", None),))
 
 
 def test_deprecated_mirrors() -> None:
@@ -192,6 +197,7 @@ def test_deprecated_mirrors() -> None:
 
     found = hosts.lookup("docker.io", registry)
 
+    assert ["push" in h.capabilities for h in found] == [False, False, True]
     assert [h.origin for h in found] == ["https://m.example", "http://localhost:5000", "https://registry-1.docker.io"]
     assert found[0].tls == Tls((Path("/ca"),), (), skip_verify=True)
     assert [(h.origin, h.path) for h in hosts.lookup("quay.io", registry)] == [
@@ -207,3 +213,100 @@ def test_common_headers_give_way() -> None:
     (host,) = hosts.lookup("quay.io", registry)
 
     assert host.header == (("User-Agent", "me"), ("X", "1"), ("X", "2"))
+
+
+@pytest.mark.parametrize("endpoint", ["https://docker.io", "https://registry-1.docker.io"])
+def test_upstream_among_the_mirrors(endpoint: str) -> None:
+    """An upstream that is listed as a mirror keeps its place and is not added once more."""
+    registry = Registry(config_path=(), mirrors={"docker.io": (endpoint, "https://m.example")})
+
+    assert [h.origin for h in hosts.lookup("docker.io", registry)] == [endpoint, "https://m.example"]
+
+
+def test_read_anew_for_each_pull(tmp_path: Path) -> None:
+    """A changed file counts from the next lookup on, also one that comes or goes."""
+    registry = write(tmp_path, "q.io", '[host."http://one"]')
+    assert hosts.lookup("q.io", registry)[0].origin == "http://one"
+    write(tmp_path, "q.io", '[host."http://two"]')
+    assert hosts.lookup("q.io", registry)[0].origin == "http://two"
+    (tmp_path / "q.io" / "hosts.toml").write_text("")
+    assert [h.origin for h in hosts.lookup("q.io", registry)] == ["https://q.io"]
+    (tmp_path / "q.io" / "hosts.toml").unlink()
+    assert [h.origin for h in hosts.lookup("q.io", registry)] == ["https://q.io"]
+
+
+def test_sources_name_file_and_line(tmp_path: Path) -> None:
+    """Every host says what named it."""
+    registry = write(
+        tmp_path, "q.io", '\nserver = "https://s"\n[host."http://one"]\n\n[host."two"]\nskip_verify = true\n'
+    )
+    path = tmp_path / "q.io" / "hosts.toml"
+
+    assert [h.source for h in hosts.lookup("q.io", registry)] == [
+        f"{path}:3: host",
+        f"{path}:5: host",
+        f"{path}:2: server",
+    ]
+    assert hosts.lookup("other.io", registry)[0].source == "no host configuration: the registry itself"
+
+
+def test_file_that_is_not_text(tmp_path: Path) -> None:
+    """A file that is not UTF-8 is named, with the line."""
+    registry = write(tmp_path, "q.io", "")
+    (tmp_path / "q.io" / "hosts.toml").write_bytes(b"# fine\nserver = '\xff'")
+
+    with pytest.raises(HostsFileError, match=r"hosts\.toml: not UTF-8 \(at line 2\)"):
+        hosts.lookup("q.io", registry)
+
+
+def test_unreadable_directory(tmp_path: Path) -> None:
+    """Something in place of a directory that cannot be read is an error that names it, not a silent upstream."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+
+    with pytest.raises(FailedPrecondition, match=r"q\.io"):
+        hosts.find_directory("q.io", [tmp_path / "loop"])
+    (tmp_path / "q.io").mkdir()
+    (tmp_path / "q.io" / "hosts.toml").mkdir()
+    with pytest.raises(HostsFileError, match=r"hosts\.toml: Is a directory"):
+        hosts.lookup("q.io", Registry(config_path=(str(tmp_path),)))
+
+
+@given(st.text(alphabet="aA0.:[]-_", max_size=30))
+def test_any_name_has_hosts(name: str) -> None:
+    """Every name that a reference may begin with has at least one host."""
+    assert hosts.lookup(name, Registry(config_path=()))
+
+
+_SCALARS = st.one_of(st.text(max_size=8), st.integers(), st.booleans(), st.just("10s"), st.just("pull"))
+_VALUES = st.one_of(_SCALARS, st.lists(_SCALARS, max_size=3), st.lists(st.lists(_SCALARS, max_size=3), max_size=2))
+_OPTIONS = st.dictionaries(
+    st.sampled_from(["capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout", "x"]),
+    st.one_of(_VALUES, st.dictionaries(st.text(max_size=5), _VALUES, max_size=2)),
+    max_size=3,
+)
+
+
+def toml(value: object) -> str:
+    """Return a value as TOML."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
+@given(st.dictionaries(st.text(max_size=20), _OPTIONS, max_size=3), _OPTIONS, st.text(max_size=20))
+def test_any_options_are_read_or_refused(
+    tables: dict[str, dict[str, object]], top: dict[str, object], server: str
+) -> None:
+    """Whatever the options hold, the answer is hosts or one kind of error, which names the file and a line."""
+    lines = [f"server = {toml(server)}", *(f"{key} = {toml(value)}" for key, value in top.items())]
+    for url, options in tables.items():
+        lines += [f"[host.{toml(url)}]", *(f"{key} = {toml(value)}" for key, value in options.items())]
+    try:
+        found, _ = hosts_toml.parse("\n".join(lines), Path("/c/hosts.toml"))
+    except HostsFileError as error:
+        assert str(error).startswith("/c/hosts.toml: ")
+        assert "line " in str(error)
+        return
+    assert [hosts._from_table("q.io", table) for table in found]
