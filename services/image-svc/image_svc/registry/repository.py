@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -65,6 +65,7 @@ class Repository:
         auth: AuthConfig | None = None,
         *,
         providers: Providers | None = None,
+        actions: Sequence[str] = ("pull",),
         retry: Retry | None = None,
     ) -> None:
         self.reference = reference
@@ -77,10 +78,20 @@ class Repository:
                 reference.domain,
                 reference.path,
                 credentials.for_host(host, auth, registry, providers, host.image(reference.domain, reference.path)),
+                actions=actions,
                 read_timeout=self._retry.read_timeout,
             )
             for host in hosts.lookup(reference.domain, registry)
         ]
+
+    @property
+    def endpoints(self) -> Sequence[Endpoint]:
+        """The hosts, first choice first, whatever they may be asked for."""
+        return self._endpoints
+
+    def probe(self, endpoint: Endpoint, patience: Patience) -> Descriptor:
+        """Ask one host, once, what the reference stands for; HostFailure if it does not say."""
+        return self._head(endpoint, patience)
 
     @contextmanager
     def held(self) -> Iterator["Repository"]:
