@@ -1,19 +1,23 @@
 """A pod with one running container behind a shim that records what it is asked: for tests of sandbox-svc."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from bulkhead.config.model import Nri
 from bulkhead.errors import NotFound
 from bulkhead.proto import shim_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import process
 from sandbox_svc.background import Background
 from sandbox_svc.ledger import Ledger
+from sandbox_svc.nri.hooks import Hooks
+from sandbox_svc.nri.lifecycle import Lifecycle
+from sandbox_svc.nri.node_runtime import Controllers, NodeRuntime
 from sandbox_svc.store.database import Database, Entry
 from sandbox_svc.store.entities import Container, Pod
 from sandbox_svc.store.model import Model
@@ -79,6 +83,12 @@ def process_of_ours() -> Process:
     return found
 
 
+def without_plugins(model: Model, bundles: Callable[[str], Path], background: Background) -> Lifecycle:
+    """NRI as it is with nobody to listen."""
+    runtime = NodeRuntime(model, bundles, Controllers())
+    return Lifecycle(Hooks(Nri(disable=True), runtime, "0"), runtime, background)
+
+
 @contextmanager
 def one_pod(tmp_path: Path) -> Iterator[Any]:
     """A pod with one running container, a recording shim, and a ledger that notes what it undoes."""
@@ -102,13 +112,18 @@ def one_pod(tmp_path: Path) -> Iterator[Any]:
     model.add_container(container)
     for entity in (pod, container):
         database.save(entity.record, [Entry("task", {})])
+
+    def bundles(ident: str) -> Path:
+        return tmp_path / ident[:1]
+
     node = SimpleNamespace(
+        nri=without_plugins(model, bundles, background),
         model=model,
         database=database,
         ledger=ledger,
         background=background,
         watcher=Watcher(ledger, background),
-        bundle=lambda ident: tmp_path / ident[:1],
+        bundle=bundles,
     )
     yield SimpleNamespace(node=node, pod=pod, container=container, link=link, undone=undone, tmp=tmp_path)
     background.stop()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bulkhead import paths
+from bulkhead import __version__, paths
 from bulkhead.config.model import Config
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import cgroup, usermap
@@ -14,6 +14,9 @@ from sandbox_svc.happenings import Happenings
 from sandbox_svc.hardware import ConfiguredHardware
 from sandbox_svc.images import Images
 from sandbox_svc.ledger import Ledger
+from sandbox_svc.nri.hooks import Hooks
+from sandbox_svc.nri.lifecycle import Lifecycle
+from sandbox_svc.nri.node_runtime import Controllers, NodeRuntime
 from sandbox_svc.oci.model import HostFacts
 from sandbox_svc.reserve import Names
 from sandbox_svc.runtimes import Resolved, Runtimes
@@ -52,7 +55,11 @@ class Node:
     def __post_init__(self) -> None:
         undoer = Undoer(self.config, self.database, self.model, self.networks, self.images)
         self.ledger = Ledger(self.database, undoer.by_kind())
-        self.watcher = Watcher(self.ledger, self.background)
+        hugepages = self.facts.hugetlb and not self.config.runtime.disable_hugetlb_controller
+        controllers = Controllers(swap=self.facts.swap_accounting, hugepages=hugepages)
+        plugins = NodeRuntime(self.model, self.bundle, controllers)
+        self.nri = Lifecycle(Hooks(self.config.nri, plugins, __version__), plugins, self.background)
+        self.watcher = Watcher(self.ledger, self.background, self.nri.ended)
         self.hardware = ConfiguredHardware(self.config.runtime)
 
     @property

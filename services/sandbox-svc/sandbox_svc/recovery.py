@@ -16,7 +16,7 @@ from bulkhead.errors import BulkheadError, NotFound, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import cgroup, leftovers, past_shim, process, reserve, trees, undo, watch
 from sandbox_svc.node import Node
-from sandbox_svc.store.entities import Container, Pod
+from sandbox_svc.store.entities import Container, Pod, Told
 from sandbox_svc.store.records import Exit, Phase, ShimBinding
 from sandbox_svc.task.link import Link
 from sandbox_svc.task.start import fork_keeper
@@ -42,6 +42,7 @@ def load(node: Node) -> None:
             node.database.forget(record)  # what was made for it is left over now
             continue
         present[record.id] = pod = Pod(record, node.database)
+        pod.told = Told.MADE
         pod.settled.clear()
         pod.uncertain = record.ready and not process.alive(record.process)
         if record.shim is not None:
@@ -54,6 +55,7 @@ def load(node: Node) -> None:
             node.database.forget(entry)
             continue
         container = Container(entry, present[entry.sandbox_id], node.database)
+        container.told = Told.STOPPED if entry.finished_at else Told.MADE
         container.uncertain = entry.state == cri.CONTAINER_RUNNING and not process.alive(entry.process)
         node.model.add_container(container)
         node.container_names.hold(reserve.container_name(entry.config.metadata, entry.sandbox_id), entry.id)

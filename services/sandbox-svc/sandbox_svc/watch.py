@@ -5,6 +5,7 @@ A Wait that ends because the connection broke decides nothing: the pod is then s
 
 import json
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +30,16 @@ LOST = Exit(255, 0, known=False)
 class Watcher:
     """Parks the Waits and takes their answers."""
 
-    def __init__(self, ledger: Ledger, background: Background) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        background: Background,
+        ended: Callable[[Pod | Container], None] = lambda entity: None,
+    ) -> None:
+        """Take what is used, and who is told of every recorded end; it must be quick."""
         self._ledger = ledger
         self._background = background
+        self._tell = ended
 
     def park(self, entity: Pod | Container, link: Link) -> None:
         """Wait for a process in the shim; Unavailable if the shim cannot be reached."""
@@ -59,6 +67,7 @@ class Watcher:
         if entity.record.finished_at == 0:
             logger.info("%s %s exited with %d", type(entity).__name__.lower(), entity.id, outcome.status)
         entity.finished(outcome)
+        self._tell(entity)
         with metrics.stage("task_delete"):
             self._ledger.undo(entity.id, only=("task",))
 

@@ -28,6 +28,7 @@ from sandbox_svc.store.model import Model
 from sandbox_svc.store.records import ContainerRecord, Exit, Phase, Process, SandboxRecord, ShimBinding
 from sandbox_svc.undo import Undoer
 from sandbox_svc.watch import Watcher
+from support.one_pod import without_plugins
 
 
 def test_only_what_nobody_owns_is_left_over(world: Any) -> None:
@@ -187,7 +188,12 @@ def node_after(tmp_path: Path, database: Database, network: RecordingNetwork, re
     config = Config(root=tmp_path / "root", state=tmp_path / "state")
     networks: Any = {"": network}
     ledger = Ledger(database, Undoer(config, database, model, networks, images).by_kind())
+
+    def bundles(ident: str) -> Path:
+        return config.state / "bundles" / ident
+
     node = SimpleNamespace(
+        nri=without_plugins(model, bundles, background),
         config=config,
         database=database,
         model=model,
@@ -197,7 +203,7 @@ def node_after(tmp_path: Path, database: Database, network: RecordingNetwork, re
         pod_names=Names(),
         container_names=Names(),
         collector=SimpleNamespace(forget=lambda ident: None),
-        bundle=lambda ident: config.state / "bundles" / ident,
+        bundle=bundles,
         settle=recovery.soon,
     )
     node.reconnector = lambda pod: lambda: recovery.soon(node, pod)  # type: ignore[arg-type] # the parts used here

@@ -115,7 +115,8 @@ def _apply_proc_paths(spec: Json, request: ContainerInput) -> None:
 def hand_over_filter(spec: Json, request: SandboxInput | ContainerInput) -> None:
     """Add the compiled filter for a runtime that takes it; the plain section stays for those that do not.
 
-    Again after a change of the profile. An annotation of that name from the pod, or from a plugin, never comes through: it would replace the filter that the request asks for.
+    Again after a change of the profile. An annotation of that name from the pod, or from a plugin, never comes through:
+    it would replace the filter that the request asks for.
     """
     spec["annotations"].pop(bpf.ANNOTATION, None)
     profile = spec["linux"].get("seccomp")

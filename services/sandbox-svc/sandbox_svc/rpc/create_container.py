@@ -5,6 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from bulkhead import metrics
 from bulkhead.errors import AlreadyExists, BulkheadError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import image_mounts, pod_files, reserve, undo, validate
+from sandbox_svc import image_mounts, limits, pod_files, reserve, undo, validate
 from sandbox_svc.images import Image
 from sandbox_svc.node import Node
+from sandbox_svc.nri import abilities, convert_resources
+from sandbox_svc.nri.apply import apply
 from sandbox_svc.oci import apparmor_default
 from sandbox_svc.oci.model import ContainerInput, Json
-from sandbox_svc.oci.spec import container_spec, image_volumes, needed_directories
+from sandbox_svc.oci.spec import container_spec, hand_over_filter, image_volumes, needed_directories
 from sandbox_svc.rootfs_users import read as rootfs_users
 from sandbox_svc.rpc import bundle, remove_container
 from sandbox_svc.rpc.run_pod_sandbox import wait_for
@@ -65,6 +68,7 @@ def _create(node: Node, pod: Pod, config: cri.ContainerConfig, ident: str) -> st
             creation.run()
         except BaseException as error:
             logger.warning("container %s: %s failed: %s", ident, creation.step, error)
+            node.nri.uncreated(container)
             remove_container.clean_up(node, container)
             if isinstance(error, BulkheadError):
                 raise type(error)(f"{creation.step}: {error}") from error
@@ -116,12 +120,30 @@ class _Creation:
             if node.facts.apparmor and not node.config.runtime.disable_apparmor:
                 apparmor_default.ensure_loaded(node.facts.host)
             spec = container_spec(request)
-        self.step = "writing the bundle"
-        self._log_directory()
-        place = bundle.write(node.bundle(ident), spec, node.users(pod))
-        bundle.write_mounts(place, prepared.mounts)
-        pod.require_ready()
-        container.update(phase=Phase.PRESENT, **self._facts(image, prepared, spec))
+        with node.nri.operation():
+            self.step = "asking NRI plugins"
+            adjusted = self._adjust(request, image, spec)
+            self.step = "writing the bundle"
+            self._log_directory()
+            place = bundle.write(node.bundle(ident), spec, node.users(pod))
+            bundle.write_mounts(place, prepared.mounts)
+            pod.require_ready()
+            container.update(phase=Phase.PRESENT, **self._facts(image, prepared, spec), **adjusted)
+            node.nri.created(container)
+
+    def _adjust(self, request: ContainerInput, image: Image, spec: Json) -> dict[str, Any]:
+        """Change the spec as NRI plugins want it; return what the record says of that, the limits that status shows."""
+        container = self._container
+        described = replace(container.record, **_names(image))
+        adjustment = self._node.nri.creating(container, described, spec)
+        if adjustment is None:
+            return {}
+        apply(spec, adjustment, abilities.of(request))
+        hand_over_filter(spec, request)
+        if not adjustment.linux.HasField("resources"):
+            return {}
+        shown = convert_resources.to_cri(adjustment.linux.resources)
+        return {"resources": limits.merged(b"", container.record.config, shown)}
 
     def _prepare_volume(self, reference: str, key: str) -> Sequence[images_pb2.Mount]:
         """Make the snapshot of an image that is a volume; the kubelet has pulled it."""
@@ -184,9 +206,7 @@ class _Creation:
     def _facts(self, image: Image, prepared: images_pb2.PrepareResponse, spec: Json) -> dict[str, Any]:
         user = spec["process"]["user"]
         return {
-            "image_id": image.id,
-            "image_name": next(iter(image.tags), ""),
-            "image_digest": next(iter(image.digests), ""),
+            **_names(image),
             "upper_dir": prepared.upper_dir,
             "cgroup": str(spec["linux"].get("cgroupsPath", "")),
             "log_path": self._log_path(),
@@ -195,3 +215,12 @@ class _Creation:
             "gid": int(user.get("gid", 0)),
             "groups": tuple(user.get("additionalGids") or ()),
         }
+
+
+def _names(image: Image) -> dict[str, Any]:
+    """Return what a record says of its image."""
+    return {
+        "image_id": image.id,
+        "image_name": next(iter(image.tags), ""),
+        "image_digest": next(iter(image.digests), ""),
+    }

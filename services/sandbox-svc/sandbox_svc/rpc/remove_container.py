@@ -32,7 +32,9 @@ def remove(node: Node, container: Container, context: grpc.ServicerContext | Non
         if container.record.phase is Phase.REMOVING:
             return
         stop(node, container, 0.0, context)
-        container.update(phase=Phase.REMOVING)
+        with node.nri.operation():
+            node.nri.removed(container)
+            container.update(phase=Phase.REMOVING)
         node.container_names.free(reserve.container_name(container.record.config.metadata, container.pod.id))
     node.collector.forget(container.id)
     node.background.behind("container_cleanup", clean_up, node, container)

@@ -28,7 +28,9 @@ def remove_pod_sandbox(
             stop_pod(node, pod)
             for container in node.model.containers_of(pod):
                 remove_container.remove(node, container)
-            pod.update(phase=Phase.REMOVING)
+            with node.nri.operation():
+                node.nri.pod_removed(pod)
+                pod.update(phase=Phase.REMOVING)
             node.pod_names.free(reserve.pod_name(pod.record.config.metadata))
     node.collector.forget(pod.id)
     node.background.behind("pod_cleanup", clean_up, node, pod)

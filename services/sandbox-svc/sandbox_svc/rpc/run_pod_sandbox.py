@@ -9,7 +9,9 @@ import re
 import secrets
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -231,15 +233,20 @@ class _Creation:
         now = time.time_ns()
         with metrics.stage("task_start"):
             pid = pod.link.start(pod.id)
-        self._node.watcher.park(pod, pod.link)
-        pod.update(
-            phase=Phase.PRESENT,
-            started_at=now,
-            process=process.identify(pid),
-            shim=pod.link.binding,
-            ips=added.ips,
-            image_id=self._image_id,
-            image_name=self._node.config.images.sandbox_image,
-            cgroup=self._cgroup,
-            process_label=self._label,
-        )
+        facts: dict[str, Any] = {
+            "phase": Phase.PRESENT,
+            "started_at": now,
+            "process": process.identify(pid),
+            "shim": pod.link.binding,
+            "ips": added.ips,
+            "image_id": self._image_id,
+            "image_name": self._node.config.images.sandbox_image,
+            "cgroup": self._cgroup,
+            "process_label": self._label,
+        }
+        with self._node.nri.operation():
+            self.step = "telling NRI plugins"
+            self._node.nri.running(pod, replace(pod.record, **facts))
+            # Not before: whatever fails up to here is undone by who knows it, not by the process's end.
+            self._node.watcher.park(pod, pod.link)
+            pod.update(**facts)

@@ -8,7 +8,7 @@ import grpc
 from bulkhead import metrics
 from bulkhead.errors import FailedPrecondition, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import process, undo, usermap
+from sandbox_svc import limits, process, undo, usermap
 from sandbox_svc.node import Node
 from sandbox_svc.rpc import bundle
 from sandbox_svc.store.entities import Container
@@ -44,6 +44,7 @@ def start_container(
             container.update(
                 started_at=now, finished_at=now, exit_code=START_FAILED, reason="StartError", message=str(error)[:4096]
             )
+            node.nri.stopped(container)
             raise
         try:
             node.watcher.park(container, link)
@@ -62,8 +63,9 @@ def _start(node: Node, container: Container, link: Link) -> None:
     names = stdio.names(record, node.config.runtime.max_container_log_line_size)
     users = node.users(container.pod)
     mapped = usermap.mapped(bundle.read_mounts(place), users, node.id_stage(ident))
+    changed = container.limits_changed
     with metrics.stage("task_create"), mapped as mounts:
-        link.create(
+        pid = link.create(
             ident,
             str(place),
             mounts,
@@ -73,8 +75,12 @@ def _start(node: Node, container: Container, link: Link) -> None:
             terminal=record.config.tty,
             options=runtime.options(users.root if users else None),
         )
-    # Taken before: the process may have ended by the time that Start is answered.
-    now = time.time_ns()
-    with metrics.stage("task_start"):
-        pid = link.start(ident)
-    container.update(started_at=now, process=process.identify(pid))
+    with node.nri.operation():
+        node.nri.starting(container, pid)
+        # Taken before: the process may have ended by the time that Start is answered.
+        now = time.time_ns()
+        with metrics.stage("task_start"):
+            pid = link.start(ident)
+        container.update(started_at=now, process=process.identify(pid))
+        node.nri.started(container)
+    limits.catch_up(container, place, changed)

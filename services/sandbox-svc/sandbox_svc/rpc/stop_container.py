@@ -38,6 +38,7 @@ def stop_container(
             pass  # a StartContainer on its way would start it behind our back
     with metrics.stage("container_stop"):
         stop(node, container, float(request.timeout), context)
+    node.nri.stopped(container)
     return cri.StopContainerResponse()
 
 

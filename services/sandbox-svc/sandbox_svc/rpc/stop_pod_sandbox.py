@@ -45,6 +45,7 @@ def stop_pod(node: Node, pod: Pod) -> None:
         ]
         parts.append(node.background.part(_kill_pause, node, pod))
         failures = [error for part in parts if (error := part.exception()) is not None]
+        _tell(node, pod)
         failures += detaching.result()
         # The namespace goes when the network is reclaimed: plugins want to look into it.
         if not detaching.result():
@@ -52,6 +53,14 @@ def stop_pod(node: Node, pod: Pod) -> None:
         if failures:
             raise _as_ours(failures[0], pod)
     node.background.behind("shim_shutdown", retire_shim, node, pod)
+
+
+def _tell(node: Node, pod: Pod) -> None:
+    """Tell NRI plugins of the pod's stop, after those of its containers that ran; one that never did is removed."""
+    for container in node.model.containers_of(pod):
+        if container.record.finished_at:
+            node.nri.stopped(container)
+    node.nri.pod_stopped(pod)
 
 
 def _as_ours(error: BaseException, pod: Pod) -> BaseException:

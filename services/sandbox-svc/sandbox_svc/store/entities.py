@@ -3,6 +3,7 @@
 A record changes in one place only (`update`), which writes it to disk before anybody can read it from memory.
 """
 
+import enum
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,15 @@ from sandbox_svc.task.link import Link
 R = TypeVar("R", SandboxRecord, ContainerRecord)
 
 
+class Told(enum.Enum):
+    """What NRI plugins, whoever was there, have been told last of a pod or container."""
+
+    NOTHING = enum.auto()
+    MADE = enum.auto()
+    STOPPED = enum.auto()
+    REMOVED = enum.auto()
+
+
 class Entity(Generic[R]):
     """What pods and containers share: a record, a condition to wait for its change, and one operation at a time."""
 
@@ -34,6 +44,9 @@ class Entity(Generic[R]):
         self.uncertain = False
         #: The parked Wait call of its process.
         self.waiter: Future[Any] | None = None
+        #: Held while plugins are told of a stop or a removal, so that each is told once.
+        self.telling = threading.RLock()
+        self.told = Told.NOTHING
         #: Told of every change, with the record before and after, under the condition: it must be quick.
         self.observe: Callable[[Any, R, R], None] = lambda entity, old, new: None
 
@@ -126,6 +139,9 @@ class Container(Entity[ContainerRecord]):
         #: When SIGKILL is due (time.monotonic), by the shortest grace asked for; None while nobody stops it.
         self.kill_at: float | None = None
         self.stoppers = 0
+        #: Held while limits change (sandbox_svc.limits), and how often they have.
+        self.limits = threading.Lock()
+        self.limits_changed = 0
 
     @property
     def state(self) -> "cri.ContainerState":
