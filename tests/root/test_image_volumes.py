@@ -53,9 +53,20 @@ def test_images_are_mounted_read_only(stack: Stack, registry: str, tmp_path: Pat
         return pods.exec(container, "sh", "-c", command).stdout.decode()
 
     image = cri.ImageSpec(image=f"{registry}/volume:2")
+    pulled = {
+        tag: stack.image_service()
+        .PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=f"{registry}/volume:{tag}")), timeout=60)
+        .image_ref
+        for tag in "12"
+    }
     stack.image_service().RemoveImage(cri.RemoveImageRequest(image=image), timeout=30)
     old = stack.kill("sandbox-svc")
     stack.wait_restarted("sandbox-svc", old)
+    # What PullImage answers, also after a restart.
+    shown = {
+        mount.container_path: mount.image.image_ref for mount in pods.status(container).mounts if mount.image.image
+    }
+    assert shown == dict.fromkeys(("/two", "/sub", "/link"), pulled["2"]) | {"/one": pulled["1"]}
     assert output("cat /one/data/a /one/data/gone; cd /two/data; cat a b; ls") == "one\nxone\ntwo\na\nb\nup\n"
     assert output("cat /sub/a") == "one\n"
     # A symlink of the image leads nowhere outside it.

@@ -1,5 +1,6 @@
 """Images as volumes: read-only plans, paths inside them, and what is noted before they are made."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import image_mounts
+from sandbox_svc.store import messages
 from sandbox_svc.store.records import ContainerRecord
 
 OPTIONS = ["index=off", "workdir=/s/3/work", "upperdir=/s/3/fs"]
@@ -49,6 +51,17 @@ def test_what_is_made_is_noted_first(tmp_path: Path) -> None:
     assert [entry.kind for entry in image_mounts.intents(found, tmp_path)] == ["directory", "snapshot", "mount"]
     assert image_mounts.intents(record(), tmp_path) == []
     assert found.image_keys() == ["c" * 64 + "-image-1"]
+
+
+def test_status_says_which_image_a_volume_is() -> None:
+    """Only mounts that are images have an image_ref; the record of an older release knows none."""
+    plain = cri.Mount(container_path="/y", host_path="/y")
+    old = record(plain, image())
+    assert [mount.image.image_ref for mount in messages.mounts(old)] == ["", ""]
+    shown = messages.mounts(replace(old, volume_images=("sha256:1",)))
+    assert [mount.image.image_ref for mount in shown] == ["", "sha256:1"]
+    assert [mount.container_path for mount in shown] == [mount.container_path for mount in old.config.mounts]
+    assert not old.config.mounts[1].image.image_ref
 
 
 def test_errors_begin_with_the_word_for_the_kubelet(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ class _Creation:
         self._node = node
         self._container = container
         self._pod = container.pod
+        #: The image ids of the images that are volumes, in their order.
+        self._volumes: list[str] = []
         self.step = "preparing"
 
     def run(self) -> None:
@@ -148,9 +150,11 @@ class _Creation:
     def _prepare_volume(self, reference: str, key: str) -> Sequence[images_pb2.Mount]:
         """Make the snapshot of an image that is a volume; the kubelet has pulled it."""
         node, record = self._node, self._pod.record
+        image = node.images.resolve(reference, record.handler)
+        self._volumes.append(image.id)
         return node.images.prepare(
             key,
-            node.images.resolve(reference, record.handler),
+            image,
             snapshotter=node.runtimes.resolve(record.handler).handler.snapshotter,
             pod=f"{record.config.metadata.namespace}/{record.config.metadata.name}",
         ).mounts
@@ -207,6 +211,7 @@ class _Creation:
         user = spec["process"]["user"]
         return {
             **_names(image),
+            "volume_images": tuple(self._volumes),
             "upper_dir": prepared.upper_dir,
             "cgroup": str(spec["linux"].get("cgroupsPath", "")),
             "log_path": self._log_path(),

@@ -92,7 +92,7 @@ def container_status(record: ContainerRecord, state: "cri.ContainerState") -> cr
         message=record.message,
         labels=record.config.labels,
         annotations=record.config.annotations,
-        mounts=record.config.mounts,
+        mounts=mounts(record),
         log_path=record.log_path,
         resources=resources(record),
         user=cri.ContainerUser(
@@ -100,6 +100,20 @@ def container_status(record: ContainerRecord, state: "cri.ContainerState") -> cr
         ),
         stop_signal=stop_signal.shown(record),
     )
+
+
+def mounts(record: ContainerRecord) -> list[cri.Mount]:
+    """Return a container's mounts, with what PullImage had answered as image_ref of those that are images (KEP-5365).
+
+    A container whose record an older release wrote has none there.
+    """
+    found = list(record.config.mounts)
+    for (index, mount), image_id in zip(record.image_mounts().items(), record.volume_images, strict=False):
+        shown = cri.Mount()
+        shown.CopyFrom(mount)
+        shown.image.image_ref = image_id
+        found[index] = shown
+    return found
 
 
 def resources(record: ContainerRecord) -> cri.ContainerResources:

@@ -179,6 +179,8 @@ class ContainerRecord(_Record):
     #: A tag and a repository digest of the image when the container was made, "" for none.
     image_name: str = ""
     image_digest: str = ""
+    #: The image ids of the mounts that are images, in the order of those mounts.
+    volume_images: tuple[str, ...] = ()
     #: Where the container's writes go.
     upper_dir: str = ""
     cgroup: str = ""
@@ -219,6 +221,7 @@ class ContainerRecord(_Record):
             phase=Phase(value["phase"]),
             process=_process(value.get("process")),
             groups=tuple(value.get("groups", ())),
+            volume_images=tuple(value.get("volume_images", ())),
             resources=base64.b64decode(value.get("resources", "")),
         )
         return cls(**value)
