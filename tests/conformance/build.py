@@ -18,8 +18,10 @@ BIN = HERE / ".bin"
 
 #: Module folder -> binary name -> (Go package, build tags).
 PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
-    # Our own program around client-go; the others pin somebody else's.
+    # Our own programs around client-go and NRI's module; the others pin somebody else's.
     "streamclient": {"streamclient": (".", "")},
+    "hardware": {"hardware": (".", "")},
+    "nriplugin": {"nriplugin": (".", "nri_no_wasm")},
     "cri-tools": {
         "crictl": ("sigs.k8s.io/cri-tools/cmd/crictl", ""),
         "critest": ("sigs.k8s.io/cri-tools/cmd/critest", ""),

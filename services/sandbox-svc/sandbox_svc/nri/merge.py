@@ -21,14 +21,6 @@ from sandbox_svc.nri.merge_updates import Updates
 from sandbox_svc.nri.owners import Owners, removal
 
 _HOOKS = ("prestart", "create_runtime", "create_container", "start_container", "poststart", "poststop")
-#: Fields of LinuxContainerAdjustment that are replaced whole; all but the last are fields of LinuxContainer too.
-_WHOLE = (
-    ("oom_score_adj", Field.OomScoreAdj),
-    ("io_priority", Field.IoPriority),
-    ("seccomp_policy", Field.SeccompPolicy),
-    ("scheduler", Field.LinuxSched),
-    ("memory_policy", Field.MemoryPolicy),
-)
 _RDT = (
     ("clos_id", Field.RdtClosID),
     ("schemata", Field.RdtSchemata),
@@ -88,24 +80,31 @@ class Creation:
         if wish.cgroups_path:
             self.owners.claim(self._id, Field.CgroupsPath, plugin)
             linux.cgroups_path = adjust.cgroups_path = wish.cgroups_path
-        for name, field in _WHOLE:
-            if wish.HasField(name):
-                self.owners.claim(self._id, field, plugin)
-                getattr(adjust, name).CopyFrom(getattr(wish, name))
-                if name in linux.DESCRIPTOR.fields_by_name:
-                    getattr(linux, name).CopyFrom(getattr(wish, name))
+        self._whole("oom_score_adj", Field.OomScoreAdj, wish, plugin)
+        self._whole("io_priority", Field.IoPriority, wish, plugin)
+        self._whole("seccomp_policy", Field.SeccompPolicy, wish, plugin)
         self._namespaces(wish.namespaces, plugin)
         self._mapping(wish.sysctl, adjust.sysctl, linux.sysctl, Field.Sysctl, plugin)
         self._mapping(wish.net_devices, adjust.net_devices, linux.net_devices, Field.LinuxNetDevices, plugin)
+        self._whole("scheduler", Field.LinuxSched, wish, plugin)
         if wish.HasField("rdt"):
             self._rdt(wish.rdt, plugin)
+        self._whole("memory_policy", Field.MemoryPolicy, wish, plugin)
+
+    def _whole(self, name: str, field: Field, wish: nri.LinuxContainerAdjustment, plugin: str) -> None:
+        """Replace one value; the next plugin sees it unless the protocol does not show it in containers."""
+        if wish.HasField(name):
+            self.owners.claim(self._id, field, plugin)
+            for target in (self.adjust.linux, self.request.container.linux):
+                if name in target.DESCRIPTOR.fields_by_name:
+                    getattr(target, name).CopyFrom(getattr(wish, name))
 
     def _mapping(self, wish: Any, adjust: Any, present: Any, field: Field, plugin: str) -> None:
         """Merge a map whose keys may be marked for removal; "remove and set" is one plugin's way to replace."""
         for key in sorted(wish):
             bare, marked = removal(key)
             if marked:
-                _put(adjust, key, wish[key])
+                _put(adjust, key, type(wish[key])())
                 if bare in wish:
                     self.owners.clear(self._id, field, plugin, bare)
                 for entries in (adjust, present):
