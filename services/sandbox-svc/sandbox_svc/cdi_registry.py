@@ -68,6 +68,12 @@ class CdiRegistry:
         """Return the device node or FIFO at a path of the host."""
         return device_node(path)
 
+    def unusable(self) -> dict[Path, str]:
+        """Return the files that define nothing, and why."""
+        with self._lock:
+            self._refresh()
+            return {path: file.error for path, file in self._files.items() if file.error}
+
     def _missing(self, name: str) -> str:
         if files := self._contents.conflicts.get(name):
             return f"CDI device {name} is defined more than once: {', '.join(map(str, files))}"

@@ -118,9 +118,10 @@ class Item:
         return number
 
     def boolean(self) -> bool:
-        """Return true or false."""
-        if self._node.plain and self._node.text in _TRUE | _FALSE:
-            return self._node.text in _TRUE
+        """Return true or false; yes, no, on and off, words of YAML 1.1, may be quoted, as Go's reader has it."""
+        text = self._node.text
+        if text in _TRUE | _FALSE and (self._node.plain or text.lower() not in ("true", "false")):
+            return text in _TRUE
         raise self.error("want true or false")
 
     def _member(self, key: _Node, known: Collection[str] | None, any_case: bool) -> str:

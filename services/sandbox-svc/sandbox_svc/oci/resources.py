@@ -23,7 +23,8 @@ def apply_cgroup_parent(spec: Json, parent: str, id: str, handler: RuntimeHandle
     Without a parent, a handler with SystemdCgroup gets systemd's own slice for services: its runtime takes no path.
     """
     if disabled:
-        parent = ""
+        spec["linux"].pop("cgroupsPath", None)
+        return
     if not parent and handler.options.get("SystemdCgroup"):
         parent = _DEFAULT_SLICE
     if not parent:
