@@ -8,13 +8,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cri_frontend", "image_svc", "sandbox_svc", "stream_svc", "decryptor")
-#: Dear in memory: each may be imported only by the modules named (pyroute2 21 MB, fastapi 25 MB a process).
+#: Dear in memory: each may be imported only by the modules named (pyroute2 21 MB, fastapi 25 MB, rich 8 MB a process).
 EARNED = {
     "fastapi": {"bulkhead/cli/status_page.py"},
     "uvicorn": {"bulkhead/cli/status_page.py"},
     "pydantic": {"bulkhead/cli/status_page.py"},
     "pyroute2": {"sandbox_svc/links.py"},
     "httpx": {"image_svc/"},
+    "rich": {"bulkhead/cli/images/bars.py"},
 }
 
 

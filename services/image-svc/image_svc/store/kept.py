@@ -24,7 +24,9 @@ class ContentName:
     created_at: int
 
 
-class _Database(Protocol):
+class Database(Protocol):
+    """What the store's parts share."""
+
     generation: int
 
     def _change(self) -> AbstractContextManager[sqlite3.Connection]: ...
@@ -35,12 +37,12 @@ class _Database(Protocol):
 class KeptContent:
     """The part of the store that knows such content."""
 
-    def hold(self: _Database, target: str, digests: Iterable[str]) -> None:
+    def hold(self: Database, target: str, digests: Iterable[str]) -> None:
         """Keep blobs as long as the target has a name; it must have one already."""
         with self._change() as db:
             _hold(db, target, digests)
 
-    def add_content(self: _Database, names: Iterable[str], target: str, digests: Iterable[str]) -> None:
+    def add_content(self: Database, names: Iterable[str], target: str, digests: Iterable[str]) -> None:
         """Point names at content whose blobs are durable, and keep those.
 
         A name of an unpacked image moves, unless it stands for that target already.
@@ -59,19 +61,45 @@ class KeptContent:
             drop_nameless(db)
             self.generation += 1
 
-    def content_names(self: _Database) -> list[ContentName]:
+    def add_names(self: Database, names: Iterable[str], manifest: str, target: str) -> bool:
+        """Point further names at an image that is here; False, with nothing changed, if it has gone meanwhile."""
+        with self._change() as db:
+            if not db.execute("SELECT 1 FROM manifests WHERE digest = ?", (manifest,)).fetchone():
+                return False
+            db.executemany(
+                "INSERT INTO names VALUES (?,?,?)"
+                " ON CONFLICT (name) DO UPDATE SET manifest = excluded.manifest, target = excluded.target",
+                [(name, manifest, target) for name in names],
+            )
+            drop_nameless(db)
+            self.generation += 1
+        return True
+
+    def content_names(self: Database) -> list[ContentName]:
         """Return every name of content that is not unpacked, by name."""
         rows = self._read("SELECT name, target, created_at FROM content_names ORDER BY name")
         return [ContentName(str(name), str(target), int(str(at))) for name, target, at in rows]
 
-    def held(self: _Database, target: str) -> set[str]:
+    def held(self: Database, target: str) -> set[str]:
         """Return the blobs kept for a target."""
         return {str(digest) for (digest,) in self._read("SELECT digest FROM held WHERE target = ?", (target,))}
 
-    def targets(self: _Database) -> dict[str, str]:
+    def targets(self: Database) -> dict[str, str]:
         """Return what every name, of either kind, resolved to."""
         rows = self._read("SELECT name, target FROM names UNION ALL SELECT name, target FROM content_names")
         return {str(name): str(target) for name, target in rows}
+
+    def pulled_at(self: Database) -> dict[str, int]:
+        """Return when each image was last pulled, nanoseconds since 1970, by its id."""
+        return {str(image): int(str(at)) for image, at in self._read("SELECT id, pulled_at FROM images")}
+
+    def blob_sizes(self: Database) -> dict[str, int]:
+        """Return the bytes of every recorded blob."""
+        return {str(digest): int(str(size)) for digest, size in self._read("SELECT digest, size FROM blobs")}
+
+    def layer_sizes(self: Database) -> dict[str, int]:
+        """Return the bytes of every unpacked layer on disk, by chain id."""
+        return {str(chain): int(str(size)) for chain, size in self._read("SELECT chain_id, bytes FROM layers")}
 
 
 def drop_nameless(db: sqlite3.Connection) -> None:

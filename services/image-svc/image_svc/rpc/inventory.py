@@ -1,0 +1,211 @@
+"""Everything that is here under a name, as people see it: images that run, and content that is kept for others."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from bulkhead.errors import BulkheadError, InvalidArgument, NotFound
+from bulkhead.proto import images_pb2
+from image_svc import reference
+from image_svc.parts import Parts
+from image_svc.platforms import Platform
+from image_svc.store import ContentName, Image
+from image_svc.transfer.contents import Contents, Tree, Variant
+from image_svc.transfer.incoming import is_encrypted
+
+_HEX = re.compile(r"(sha256:)?[0-9a-f]{3,64}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image by one of its manifests."""
+
+    #: The digest of the configuration; "" where that is not known.
+    id: str
+    names: tuple[str, ...]
+    manifest: str
+    #: What the names resolved to.
+    target: str
+    #: Nanoseconds since 1970.
+    pulled_at: int
+    #: None for content that is not unpacked.
+    image: Image | None = None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Names with a tag."""
+        return tuple(name for name in self.names if "@" not in name)
+
+    @property
+    def label(self) -> str:
+        """What to call it in a message."""
+        return next(iter(self.names), self.id or self.target)
+
+
+class Inventory:
+    """Lists entries, finds them, and describes them."""
+
+    def __init__(self, parts: Parts, contents: Contents, host: Platform) -> None:
+        self._parts = parts
+        self._contents = contents
+        self._host = host
+
+    def entries(self) -> list[Entry]:
+        """Return everything that has a name, what came last at the end."""
+        targets, pulled = self._parts.store.targets(), self._parts.store.pulled_at()
+        found = [self._of_image(image, targets, pulled) for image in self._parts.catalogue.images()]
+        found += self._contents_entries()
+        return sorted(found, key=lambda entry: (entry.pulled_at, entry.label))
+
+    def find(self, text: str) -> Entry:
+        """Return what an id, a unique prefix of one, a name or a digest stands for; NotFound names the text.
+
+        A name chooses among the manifests of an image that was pulled in several forms.
+        """
+        if not text:
+            raise InvalidArgument("image is empty; expected a name or an id")
+        image = self._parts.catalogue.try_find(text) if _is_reference(text) or _HEX.fullmatch(text) else None
+        if image is not None:
+            entry = self._of_image(image, self._parts.store.targets(), self._parts.store.pulled_at())
+            name = _complete(text)
+            return self._by_name(entry, image, name) if name in image.manifests else entry
+        content = self._contents_entries()
+        name = _complete(text)
+        matches = [entry for entry in content if name in entry.names] or self._by_digest(text, content)
+        if len(matches) > 1:
+            raise InvalidArgument(f"{text!r} is the beginning of {len(matches)} ids or digests")
+        if not matches:
+            raise NotFound(f"image {text!r} is not here")
+        return matches[0]
+
+    def tree(self, entry: Entry) -> Tree:
+        """Return what lies behind an entry; of an image whose index was lost, its manifest."""
+        try:
+            return self._contents.tree(entry.target)
+        except NotFound:
+            if entry.manifest == entry.target:
+                raise
+            return self._contents.tree(entry.manifest)
+
+    def variant(self, entry: Entry, tree: Tree | None = None) -> Variant:
+        """Return the manifest that an entry describes."""
+        found = (tree or self.tree(entry)).variants
+        chosen = next((each for each in found if each.descriptor.digest == entry.manifest), None)
+        return chosen or self._contents.tree(entry.manifest).variants[0]
+
+    def used_by(self, entry: Entry) -> list[str]:
+        """Return the containers and pods that are made of an image, by their keys."""
+        return sorted(each.key for each in self._parts.store.snapshots() if entry.id and each.image_id == entry.id)
+
+    def summary(self, entry: Entry) -> images_pb2.ImageSummary:
+        """Describe an entry; what cannot be read of it any more is left out."""
+        made = images_pb2.ImageSummary(
+            id=entry.id,
+            repo_tags=entry.tags,
+            repo_digests=[name for name in entry.names if "@" in name],
+            manifest_digest=entry.manifest,
+            target_digest=entry.target,
+            pulled_at=entry.pulled_at,
+            unpacked=entry.image is not None,
+            used_by=self.used_by(entry),
+        )
+        if entry.image is not None:
+            sizes = self._parts.store.layer_sizes()
+            layers = self._parts.store.manifest_layers(entry.manifest)
+            made.unpacked_size = sum(sizes.get(layer.chain_id, 0) for layer in layers)
+            made.pinned = entry.image.pinned
+            made.size = entry.image.size
+            made.encrypted = bool(entry.image.encrypted)
+        try:
+            self._describe(made, entry)
+        except BulkheadError:
+            return made
+        return made
+
+    def _describe(self, made: images_pb2.ImageSummary, entry: Entry) -> None:
+        tree = self.tree(entry)
+        variant = self.variant(entry, tree)
+        made.encrypted = made.encrypted or is_encrypted(variant)
+        made.size = made.size or sum(blob.size for blob in variant.blobs)
+        here = [each for each in tree.images if each.known and not self._contents.missing(each)]
+        if entry.image is not None and variant not in here:
+            here.append(variant)  # its layers are unpacked, whatever became of their blobs
+        made.platforms.extend(dict.fromkeys(str(each.platform) for each in here if each.platform))
+        config = self._contents.config(variant)
+        made.created_at = _nanoseconds(config.get("created"))
+        inner = config.get("config")
+        labels = inner.get("Labels") if isinstance(inner, dict) else None
+        made.labels.update(_texts(labels))
+
+    def _of_image(self, image: Image, targets: dict[str, str], pulled: dict[str, int]) -> Entry:
+        name = image.names[0]
+        manifest = image.manifests[name]
+        return Entry(image.id, image.names, manifest, targets.get(name, manifest), pulled.get(image.id, 0), image)
+
+    def _by_name(self, entry: Entry, image: Image, name: str) -> Entry:
+        manifest = image.manifests[name]
+        return replace(entry, manifest=manifest, target=self._parts.store.targets().get(name, manifest))
+
+    def _contents_entries(self) -> list[Entry]:
+        grouped: dict[str, list[ContentName]] = {}
+        for row in self._parts.store.content_names():
+            grouped.setdefault(row.target, []).append(row)
+        return [self._of_content(target, rows) for target, rows in grouped.items()]
+
+    def _of_content(self, target: str, rows: Iterable[ContentName]) -> Entry:
+        names = tuple(row.name for row in rows)
+        at = max(row.created_at for row in rows)
+        try:
+            tree = self._contents.tree(target)
+        except BulkheadError:
+            return Entry("", names, target, target, at)
+        here = [each for each in tree.images if each.known]
+        main = tree.choose(self._host)
+        if main is None or not main.known:
+            main = next(iter(here or [each for each in tree.variants if each.known]), None)
+        if main is None or main.config is None:
+            return Entry("", names, target, target, at)
+        return Entry(main.config.digest, names, main.descriptor.digest, target, at)
+
+    def _by_digest(self, text: str, content: list[Entry]) -> list[Entry]:
+        """Return the entries that a digest, or the beginning of an id, means: content, or an image's manifest."""
+        if not _HEX.fullmatch(text):
+            return []
+        digits = text.removeprefix("sha256:")
+        found = [entry for entry in content if entry.id.startswith(f"sha256:{digits}")]
+        if len(digits) == 64 and not found:
+            wanted = f"sha256:{digits}"
+            found = [entry for entry in self.entries() if wanted in (entry.manifest, entry.target)]
+        return found
+
+
+def _is_reference(text: str) -> bool:
+    return bool(_complete(text))
+
+
+def _complete(text: str) -> str:
+    """Return the complete form of a name, or "" for what is none."""
+    try:
+        return str(reference.parse(text))
+    except InvalidArgument:
+        return ""
+
+
+def _nanoseconds(value: object) -> int:
+    """Return a configuration's RFC 3339 time as nanoseconds since 1970; 0 for none, or one that is malformed."""
+    try:
+        # Python takes at most six digits of the nine that Go writes.
+        found = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", str(value)))
+    except ValueError:
+        return 0
+    whole = found if found.tzinfo else found.replace(tzinfo=UTC)
+    return max(int(whole.timestamp() * 1_000_000) * 1000, 0)
+
+
+def _texts(value: Any) -> dict[str, str]:
+    """Return what of a JSON object is text by text."""
+    if not isinstance(value, dict):
+        return {}
+    return {key: each for key, each in value.items() if isinstance(each, str)}

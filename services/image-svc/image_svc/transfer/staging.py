@@ -1,0 +1,110 @@
+"""Files of an archive on their way into the content store: hashed while they are written, blobs once they are right."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bulkhead.errors import DataLoss, ResourceExhausted
+from bulkhead.files import fsync_directory
+from image_svc import digests, telemetry
+from image_svc.ingest import Content
+from image_svc.leases import Lease
+from image_svc.patience import Patience
+from image_svc.store import Store
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+#: Enough of a blob's beginning to tell how it is compressed.
+HEAD = 8
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A blob that is in the content store and kept there while the lease lasts."""
+
+    digest: str
+    size: int
+    #: Its first bytes.
+    head: bytes
+
+
+class Staging:
+    """Takes in the files of one archive; what nothing comes to need is garbage when the lease ends."""
+
+    def __init__(self, content: Content, store: Store, lease: Lease, patience: Patience, limit: int) -> None:
+        self._content = content
+        self._store = store
+        self._lease = lease
+        self._patience = patience
+        #: Bytes of one file.
+        self._limit = limit
+
+    def check_size(self, name: str, size: int) -> None:
+        """Raise ResourceExhausted for a file that is larger than layers may be, or than the disk has room for."""
+        if size > self._limit:
+            raise ResourceExhausted(f"archive entry {name!r} has {size} bytes, at most {self._limit} are allowed")
+        disk = os.statvfs(self._content.partial("").parent)
+        free = disk.f_bavail * disk.f_frsize
+        if size > free:
+            raise ResourceExhausted(f"archive entry {name!r} has {size} bytes, the disk has room for {free}")
+
+    def take(self, name: str, size: int, pieces: Iterable[bytes], expected: str = "") -> Staged:
+        """Store one file, durably, under its digest; DataLoss if that is not the one expected."""
+        self.check_size(name, size)
+        self._lease.claim(*([expected] if expected else []))
+        hasher = digests.hasher(expected) if expected else hashlib.sha256()
+        known = bool(expected) and self._content.has(expected, size)
+        path = self._content.partial(f"import-{secrets.token_hex(8)}")
+        try:
+            head = self._hash(pieces, hasher) if known else self._write(str(path), pieces, hasher)
+            found = f"{hasher.name}:{hasher.hexdigest()}"
+            if expected and found != expected:
+                raise DataLoss(f"archive entry {name!r} has content of digest {found}")
+            if not known:
+                self._lease.claim(found)
+                path.rename(self._content.path(found))
+                fsync_directory(self._content.path(found).parent)
+        except OSError as error:
+            raise telemetry.disk_failure(f"archive entry {name!r}", error) from error
+        finally:
+            path.unlink(missing_ok=True)
+        self._store.add_blob(found, size)
+        return Staged(found, size, head)
+
+    def document(self, data: bytes) -> str:
+        """Store a small document of ours and return its digest."""
+        digest = digests.of(data)
+        self._lease.claim(digest)
+        self._content.store(digest, data)
+        self._store.add_blob(digest, len(data))
+        return digest
+
+    def _write(self, path: str, pieces: Iterable[bytes], hasher: "_Hash") -> bytes:
+        head = b""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "wb", buffering=0):
+            for piece in pieces:
+                self._patience.check()
+                hasher.update(piece)
+                _write_all(fd, piece)
+                head = head or piece[:HEAD]
+            os.fdatasync(fd)
+        return head
+
+    def _hash(self, pieces: Iterable[bytes], hasher: "_Hash") -> bytes:
+        head = b""
+        for piece in pieces:
+            self._patience.check()
+            hasher.update(piece)
+            head = head or piece[:HEAD]
+        return head
+
+
+def _write_all(fd: int, piece: bytes) -> None:
+    view = memoryview(piece)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,0 +1,78 @@
+"""Options that several verbs have."""
+
+import argparse
+from collections.abc import Callable
+
+from bulkhead.cli.images import exits
+from bulkhead.proto import images_pb2 as pb
+
+Run = Callable[[argparse.Namespace], int]
+Verbs = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Run,
+    summary: str,
+    description: str,
+    examples: str,
+    *,
+    aliases: tuple[str, ...] = (),
+) -> argparse.ArgumentParser:
+    """Add a verb that says what it does, shows examples, and finds the stack."""
+    made = verbs.add_parser(
+        name,
+        aliases=aliases,
+        help=summary,
+        description=description,
+        epilog=f"examples:\n{examples.rstrip()}\n\n{exits.TEXT}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    where = made.add_argument_group("the stack").add_mutually_exclusive_group()
+    where.add_argument("--config", metavar="FILE", help="default: /etc/bulkhead/config.toml, else built-in")
+    where.add_argument("--socket", metavar="PATH", help="image-svc's socket, for who may not read the configuration")
+    made.set_defaults(run_verb=run)
+    return made
+
+
+def output(parser: argparse.ArgumentParser, *, quiet: str = "", events: bool = False) -> None:
+    """Add `--json` and, with a text of what it then prints, `--quiet`."""
+    shown = parser.add_mutually_exclusive_group()
+    what = "print every event as one JSON object a line" if events else "print JSON"
+    shown.add_argument("--json", action="store_true", help=what)
+    if quiet:
+        shown.add_argument("-q", "--quiet", action="store_true", help=quiet)
+    if events:
+        parser.add_argument("--plain", action="store_true", help="plain lines instead of bars, on a terminal too")
+
+
+def platforms(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add `--platform` and `--all-platforms`."""
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--platform",
+        action="append",
+        default=[],
+        metavar="OS/ARCH",
+        help=f"{what} this platform (linux/arm64, linux/arm/v7); may be repeated",
+    )
+    chosen.add_argument("--all-platforms", action="store_true", help=f"{what} every platform of the image")
+
+
+def selected(options: argparse.Namespace) -> pb.Platforms:
+    """Return what `platforms` was told."""
+    return pb.Platforms(all=options.all_platforms, names=options.platform)
+
+
+def filters(parser: argparse.ArgumentParser) -> None:
+    """Add `--filter`."""
+    parser.add_argument(
+        "-f",
+        "--filter",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="reference=GLOB, label=KEY[=VALUE], platform=OS/ARCH (each also with ! before the value), dangling, used, "
+        "pinned, encrypted, unpacked=true|false, until=36h or a time (came before), since=…; all that are given hold",
+    )

@@ -1,0 +1,150 @@
+"""How a transfer goes on, shown: bars on a terminal, now and then a plain line elsewhere, or JSON, or nothing."""
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Protocol, TextIO
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from bulkhead.cli.images import text
+from bulkhead.proto import images_pb2 as pb
+
+#: Seconds between plain lines while bytes move.
+PERIOD = 5.0
+
+STATES = {
+    pb.Part.WAITING: "waiting",
+    pb.Part.MOVING: "moving",
+    pb.Part.UNPACKING: "unpacking",
+    pb.Part.DONE: "done",
+    pb.Part.PRESENT: "exists",
+    pb.Part.FAILED: "failed",
+}
+STAGES = {
+    pb.Transfer.RESOLVING: "resolving",
+    pb.Transfer.MOVING: "moving",
+    pb.Transfer.COMMITTING: "committing",
+    pb.Transfer.DONE: "done",
+    pb.Transfer.FAILED: "failed",
+}
+
+
+class Display(Protocol):
+    """Shows transfers."""
+
+    def show(self, transfer: pb.Transfer) -> None:
+        """Show a transfer as it is now."""
+
+    def bytes(self, done: int, total: int) -> None:
+        """Show how much of a file has been read or written; a total of 0 is not known."""
+
+    def close(self) -> None:
+        """Come to an end, and leave the last state to be read."""
+
+
+class Nothing:
+    """Shows nothing."""
+
+    def show(self, transfer: pb.Transfer) -> None:
+        """Show nothing."""
+
+    def bytes(self, done: int, total: int) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Show nothing."""
+
+
+class Lines:
+    """Writes a line for each layer that is done, and every few seconds how far all of it is."""
+
+    def __init__(self, verb: str, out: TextIO, period: float = PERIOD) -> None:
+        self._verb = verb
+        self._out = out
+        self._period = period
+        self._states: dict[str, int] = {}
+        self._said = 0.0
+        self._began = time.monotonic()
+        self._first: int | None = None
+
+    def show(self, transfer: pb.Transfer) -> None:
+        """Write what changed."""
+        for part in transfer.parts:
+            if self._states.get(part.digest) != part.state:
+                self._states[part.digest] = part.state
+                if part.state in (pb.Part.DONE, pb.Part.PRESENT, pb.Part.FAILED):
+                    self._say(f"{text.short(part.digest)}: {STATES[part.state]} ({text.size(part.size)})")
+        done, total = amounts([transfer])
+        if total and done < total:
+            self._sum(transfer.image, done, total)
+
+    def bytes(self, done: int, total: int) -> None:
+        """Write how much there is."""
+        self._sum("archive", done, total)
+
+    def close(self) -> None:
+        """Write nothing more."""
+
+    def _sum(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._began, self._said = done, now, now
+        if now - self._said < self._period:
+            return
+        self._said = now
+        rate = (done - self._first) / max(now - self._began, 0.001)
+        left = f", {text.duration((total - done) / rate)} left" if rate > 0 and total > done else ""
+        of = f" of {text.size(total)}" if total else ""
+        self._say(f"{what}: {self._verb} {text.size(done)}{of}, {text.size(rate)}/s{left}")
+
+    def _say(self, line: str) -> None:
+        self._out.write(f"{text.printable(line)}\n")
+        self._out.flush()
+
+
+class Json:
+    """Writes every event as one JSON object a line."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def show(self, transfer: pb.Transfer) -> None:
+        """Write the transfer."""
+        self._out.write(f"{as_json(pb.TransferEvent(progress=transfer))}\n")
+        self._out.flush()
+
+    def bytes(self, done: int, total: int) -> None:
+        """Write nothing: events are about images."""
+
+    def close(self) -> None:
+        """Write nothing more."""
+
+
+def as_json(message: Message, *, indent: int | None = None) -> str:
+    """Return a message as JSON, fields without a value included, under the names of the proto."""
+    return str(
+        json_format.MessageToJson(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=indent
+        )
+    )
+
+
+def amounts(transfers: Iterable[pb.Transfer]) -> tuple[int, int]:
+    """Return the bytes that are there and those expected, of all parts."""
+    parts = [part for transfer in transfers for part in transfer.parts]
+    return sum(part.done for part in parts), sum(part.size for part in parts)
+
+
+def open_display(verb: str, *, quiet: bool, json: bool, plain: bool = False) -> Display:
+    """Return the display that fits: standard error for people, so that standard output holds results only."""
+    if json:
+        return Json(sys.stdout)
+    if quiet:
+        return Nothing()
+    if plain or not sys.stderr.isatty():
+        return Lines(verb, sys.stderr)
+    from bulkhead.cli.images.bars import Bars  # rich, which nothing but a terminal has a use for
+
+    return Bars(verb)
