@@ -16,9 +16,8 @@ from bulkhead.errors import (
     PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
-    Unavailable,
-    Unknown,
 )
+from image_svc.kubelet_errors import RegistryUnavailable
 from image_svc.registry.credentials import Account
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -32,19 +31,6 @@ _KINDS: dict[int, type[BulkheadError]] = {
     408: DeadlineExceeded,
     429: ResourceExhausted,
 }
-
-
-class RegistryUnavailable(Unavailable):
-    """A registry does not answer, or answers that it cannot (k8s.io/cri-api/pkg/errors, ErrRegistryUnavailable).
-
-    The kubelet looks for the word at the beginning of the message of a status of code UNKNOWN, and nowhere else.
-    """
-
-    code, name = Unknown.code, "REGISTRY_UNAVAILABLE"
-
-    def __init__(self, message: str) -> None:
-        word = type(self).__name__
-        super().__init__(message if message.startswith(f"{word}: ") else f"{word}: {message}")
 
 
 class HostFailure(Exception):

@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from bulkhead.errors import FailedPrecondition, Unavailable, Unknown
+from image_svc.kubelet_errors import RegistryUnavailable
 from image_svc.registry.credentials import Account
-from image_svc.registry.failures import RegistryUnavailable, from_response, from_transport
+from image_svc.registry.failures import from_response, from_transport
 
 
 def answer(status: int, body: bytes = b"", **headers: str) -> httpx.Response:
