@@ -11,10 +11,12 @@ from image_svc.ingest import Content
 from image_svc.leases import Leases
 from image_svc.pull import Puller
 from image_svc.recovery import Recovery
+from image_svc.registry.registries import Registries
 from image_svc.snapshotters import Snapshotters
 from image_svc.store import Store
 from image_svc.unpack.client import UnpackClient
 from image_svc.usage import ContainerUsage
+from image_svc.verify import Gate
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Parts:
     collector: Collector
     usage: ContainerUsage
     recovery: Recovery
+    registries: Registries
+    #: Image verifiers.
+    gate: Gate
 
 
 def assemble(config: Config, client: UnpackClient) -> Parts:
@@ -56,4 +61,6 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
         collector=Collector(store, content, client, leases, discard_unpacked_layers=discard),
         usage=ContainerUsage(store, client, config.images.stats_collect_period),
         recovery=Recovery(store, content, client),
+        registries=Registries(config),
+        gate=Gate(config.image_verifier, content, store),
     )

@@ -60,6 +60,7 @@ class RunImages(ImagesServicer):
         manifest = request.manifest_digest or _manifest_for(image, request.image_id)
         if manifest in image.encrypted:
             self._parts.gatekeeper.check(image.id, request.pod, self._parts.store.manifest_layers(manifest), patience)
+        self._parts.gate.prepared(image, manifest, patience)
         with self._parts.leases.lease() as lease:
             lease.claim(*(layer.chain_id for layer in self._parts.store.chain(image.chain_id) or ()))
             return _plan(self._snapshot(request, image, manifest))
