@@ -5,7 +5,6 @@ from image_svc.ingest import Content
 from image_svc.manifest import kind_of, load_json
 from image_svc.metadata import Found
 from image_svc.patience import Patience
-from image_svc.pull import Place
 from image_svc.reference import Reference
 from image_svc.registry.repository import Descriptor
 from image_svc.store import Image, Store
@@ -20,7 +19,7 @@ class Gate:
         self._content = content
         self._store = store
 
-    def pulled(self, name: Reference, found: Found, place: Place, pod: str, patience: Patience) -> None:
+    def pulled(self, name: Reference, found: Found, place: object, pod: str, patience: Patience) -> None:
         """Verify an image whose documents have come, before its layers are asked for."""
         if self._verifier.idle():
             return
