@@ -7,6 +7,7 @@ not, both families of media types, single manifests and lists.
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from conformance.packages import add_libraries, unpacked
@@ -14,6 +15,7 @@ from conformance.programs import EFFECTIVE_UID, IPCS, PGREP
 from support.images import ETC_GROUP, ETC_PASSWD, Image, Layer, Pusher, busybox_layer, compile_static, pause_binary
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MIRRORED = ("registry.k8s.io", "k8s.gcr.io", "gcr.io")
 E2E, STAGING = "e2e-test-images", "k8s-staging-cri-tools"
 #: The one that critest refers to by tag; see `UPSTREAM_DIGEST`.
 DIGEST_REPOSITORY = f"{STAGING}/test-image-digest"
@@ -64,6 +66,15 @@ def fetch() -> None:
     """Fetch the Debian packages that the images are made of; nothing else here needs a network."""
     for package in ("nginx", "apache2-bin"):
         unpacked(package)
+
+
+def write_mirrors(directory: Path, registry: str) -> None:
+    """Write the hosts.toml files that send the upstream registries' pulls to the local one."""
+    for host in MIRRORED:
+        folder = directory / host
+        folder.mkdir(exist_ok=True)
+        mirror = f'server = "http://{registry}"\n[host."http://{registry}"]\ncapabilities = ["pull", "resolve"]\n'
+        (folder / "hosts.toml").write_text(mirror)
 
 
 def push_all(registry: str) -> dict[str, str]:

@@ -1,16 +1,19 @@
 """Run the Kubernetes project's conformance suite, critest, against a Bulkhead stack of its own.
 
-Usage: python -m conformance.run [--runtime runc|crun]... [--focus REGEX]... [--websocket] [--kill SERVICE]
-                                 [--keep DIRECTORY]
+Usage: python -m conformance.run [--runtime runc|crun|runc-1.5]... [--focus REGEX]... [--kill SERVICE]
+                                 [--remove-images] [--peer containerd] [--seed NUMBER] [--keep DIRECTORY]
 
 Needs root. Everything is in a network and an IPC namespace of its own: the suite's fixed host ports cannot meet
-somebody else's, and the shared memory segments that it leaves go with the namespace. Exits 1 on a failed spec, on a
-skipped one that `expected.toml` does not allow, and when the stack leaves something behind on the host.
+somebody else's, and the shared memory segments that it leaves go with the namespace. After the whole suite come the
+spec whose digest only upstream has, with a digest that is there, and the streaming specs over WebSocket. Exits 1 on a
+failed spec, on a skipped one that `expected.toml` does not allow, on an entry there that nothing needs, when the stack
+leaves something behind on the host, and when a peer is more than a tenth faster.
 """
 
 import argparse
 import ctypes
 import os
+import random
 import re
 import signal
 import subprocess
@@ -19,12 +22,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from conformance import images
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from bulkhead.supervisor.faces import ask
+from conformance import images, peer
 from conformance.build import BIN, build
+from conformance.plan import Place, Plan, fill
+from conformance.probes import Subject
 from conformance.report import Report
 from conformance.suite import Suite
 from support.leaks import Host
@@ -32,11 +38,10 @@ from support.registry import registry
 from support.stack import SERVICES, Stack
 
 CLONE_NEWIPC, CLONE_NEWNET = 0x08000000, 0x40000000
-MIRRORED = ("registry.k8s.io", "k8s.gcr.io", "gcr.io")
 #: Debian's runtimes, and a current runc, which maps the ids of mounts.
 BINARY = {"runc": "/usr/sbin/runc", "crun": "/usr/bin/crun", "runc-1.5": str(BIN / "runc" / "runc")}
-WEBSOCKET = ("-websocket-exec", "-websocket-attach", "-websocket-portforward")
-KILLABLE = (*SERVICES, "image-svc-unpack", "bulkhead-shim-zygote")
+#: What can be killed, and the name of its process.
+KILLABLE = {name: name for name in (*SERVICES, "image-svc-unpack")} | {"zygote": "bulkhead-shim-zygote"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,72 +49,62 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run critest against a stack of its own.")
     parser.add_argument("--runtime", action="append", choices=sorted(BINARY), help="default: all, one after the other")
     parser.add_argument("--focus", action="append", default=[], metavar="REGEX", help="only specs whose text matches")
-    parser.add_argument("--websocket", action="store_true", help="streams over WebSocket instead of SPDY")
-    parser.add_argument("--kill", choices=KILLABLE, help="kill -9 this service before each spec")
+    parser.add_argument("--kill", default="", choices=KILLABLE, help="kill -9 this service before each spec")
+    parser.add_argument("--remove-images", action="store_true", help="remove every image before each spec")
+    parser.add_argument("--peer", default="", choices=("containerd",), help="run the suite with this one, too")
+    parser.add_argument("--seed", type=int, default=random.randrange(1, 1 << 31), help="the order of a run before")
     parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="keep critest's words and the stack's log there")
     options = parser.parse_args(arguments)
     if os.geteuid() != 0:
         parser.error("the suite starts real containers: run it as root")
     # What is fetched is fetched before the network is left.
     images.fetch()
-    runtimes = options.runtime or list(BINARY)
-    build("cri-tools")
-    build("runc")
+    for name in ("cri-tools", "runc", *filter(None, [options.peer])):
+        build(name)
     _own_namespaces()
     # A run that is told to end takes its stack, its registry and its pods with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
+    # containerd writes what crun 1.8 does not read (ociVersion 1.1 and later).
+    runtimes = options.runtime or [name for name in BINARY if name != "crun" or not options.peer]
     good = True
     with tempfile.TemporaryDirectory(prefix="bhconf") as scratch, registry(Path(scratch) / "registry") as address:
         digests = images.push_all(address)
-        keep = options.keep or Path(scratch)
-        keep.mkdir(parents=True, exist_ok=True)
+        place = Place(address, digests[f"{images.DIGEST_REPOSITORY}:latest"], options.keep or Path(scratch))
+        place.keep.mkdir(parents=True, exist_ok=True)
         for runtime in runtimes:
-            plan = Plan(runtime, options.focus, options.websocket, options.kill or "")
-            good &= run(plan, address, digests[f"{images.DIGEST_REPOSITORY}:latest"], keep)
+            plan = Plan(runtime, options.focus, options.kill, options.remove_images, options.seed)
+            fine, report = run(plan, place)
+            good &= fine
+            if options.peer:
+                good &= peer.compare(report, plan, place)
     return 0 if good else 1
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What one run does."""
-
-    runtime: str
-    focus: list[str]
-    websocket: bool
-    kill: str
-
-    @property
-    def title(self) -> str:
-        """The run in a few words."""
-        return (
-            f"critest with {self.runtime}"
-            + ", streams over WebSocket" * self.websocket
-            + f", {self.kill} killed before each spec" * bool(self.kill)
-        )
-
-
-def run(plan: Plan, address: str, digest: str, keep: Path) -> bool:
+def run(plan: Plan, place: Place) -> tuple[bool, Report]:
     """Run the suite once, print what came of it, and return whether all was as it should be."""
-    stack = Stack(address, default=plan.runtime, pause=images.SANDBOX_IMAGE, more=_handler(plan.runtime))
+    stack = Stack(place.registry, default=plan.runtime, pause=images.SANDBOX_IMAGE, more=_handler(plan.runtime))
     mark = str(stack.directory)
-    before, began = Host.look(mark), time.monotonic()
-    log = keep / f"{plan.runtime}.log"
-    with _running(stack, address, log):
-        flags = WEBSOCKET if plan.websocket else ()
-        output = keep / f"{plan.runtime}.out"
-        output.unlink(missing_ok=True)
-        suite = Suite(f"unix://{stack.address}", stack.directory / "tmp", output, flags)
-        kill = partial(_kill, stack, plan.kill)
-        entries = suite.each(kill, plan.focus) if plan.kill else suite.run(plan.focus)
-        pinned = [] if plan.focus else suite.run_pinned(digest)
-    report = Report(BINARY[plan.runtime])
-    report.add(entries)
-    report.add(pinned, f"[with the digest {digest}] ", strict=True)
-    print(f"\n== {plan.title}: {time.monotonic() - began:.0f} s ==\n{report.text()}", flush=True)
+    before = Host.look(mark)
+    log, output = (place.keep / f"{plan.runtime}.{kind}" for kind in ("log", "out"))
+    output.unlink(missing_ok=True)
+    report = Report(Subject(BINARY[plan.runtime], place.registry), whole=not plan.focus)
+    with _running(stack, place.registry, log):
+        suite = Suite(f"unix://{stack.address}", stack.directory / "tmp", output, plan.seed)
+        troubled = plan.kill or plan.remove_images
+        fill(report, suite, plan, place, partial(_trouble, plan, stack) if troubled else None)
+    verdict = report.judged()
+    print(f"\n== {plan.title} ==\n{verdict.text()}", flush=True)
     left = _leaks(before, Host.look(mark), mark, log.read_text())
     for kind, items in left.items():
         print(f"LEFT BEHIND {kind}: {', '.join(items)}")
-    return report.good and not left
+    return verdict.good and not left, report
+
+
+def _trouble(plan: Plan, stack: Stack) -> None:
+    if plan.remove_images:
+        _remove_images(stack)
+    if plan.kill:
+        _kill(stack, KILLABLE[plan.kill])
 
 
 def _handler(runtime: str) -> str:
@@ -120,24 +115,37 @@ def _handler(runtime: str) -> str:
     return f'[{table}]\nBinaryName = "{BINARY[runtime]}"\n'
 
 
+def _remove_images(stack: Stack) -> None:
+    """Remove every image, that of the pods' pause containers among them."""
+    service = stack.image_service()
+    for image in service.ListImages(cri.ListImagesRequest(), timeout=30).images:
+        service.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=image.id)), timeout=30)
+
+
 def _kill(stack: Stack, service: str) -> None:
-    """Kill a service once it is there: right after the last time it may just be starting.
+    """Kill a service that serves: after the last time it may still be starting, or wait for its turn to.
 
     The frontend waits for the services behind it, so the spec may begin at once. Nobody waits for the frontend: its
     socket refuses connections until it is back, which the kubelet answers by trying again and critest by failing.
     """
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            old = stack.kill(service)
-        except (AssertionError, ProcessLookupError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            break
+    deadline = time.monotonic() + 60
+    while not _serves(stack, service):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{service} does not come back:\n{stack.log[-4000:]}")
+        time.sleep(0.05)
+    old = stack.kill(service)
     if service == "cri-frontend":
         stack.wait_restarted(service, old)
+
+
+def _serves(stack: Stack, service: str) -> bool:
+    """Whether a service says that it is ready, or is there, if nobody can ask it."""
+    if service in stack.ports:
+        return ask(stack.ports[service], "/readyz")[0] == 200
+    try:
+        return stack.pid(service) > 0
+    except AssertionError:
+        return False
 
 
 def _leaks(before: Host, after: Host, directory: str, log: str) -> dict[str, list[str]]:
@@ -156,11 +164,7 @@ def _leaks(before: Host, after: Host, directory: str, log: str) -> dict[str, lis
 def _running(stack: Stack, address: str, log: Path) -> Iterator[None]:
     """Start a stack whose registries are the local one, and keep its log."""
     stack.write_config()
-    for host in MIRRORED:
-        folder = stack.directory / "certs.d" / host
-        folder.mkdir(exist_ok=True)
-        mirror = f'server = "http://{address}"\n[host."http://{address}"]\ncapabilities = ["pull", "resolve"]\n'
-        (folder / "hosts.toml").write_text(mirror)
+    images.write_mirrors(stack.directory / "certs.d", address)
     with stack:
         try:
             yield

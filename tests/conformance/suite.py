@@ -27,7 +27,8 @@ class Suite:
     address: str
     scratch: Path
     output: Path
-    flags: Sequence[str] = ()
+    #: Ginkgo's; the same seed is the same order.
+    seed: int
     program: Path = field(default_factory=lambda: build("cri-tools")["critest"])
 
     def __post_init__(self) -> None:
@@ -43,7 +44,8 @@ class Suite:
         document = self.scratch / "report.json"
         document.unlink(missing_ok=True)
         command = [str(self.program), "-runtime-endpoint", self.address, "-image-endpoint", self.address]
-        command += ["-ginkgo.no-color", "-ginkgo.json-report", str(document), *self.flags, *flags]
+        command += ["-ginkgo.no-color", "-ginkgo.json-report", str(document)]
+        command += ["-ginkgo.seed", str(self.seed), *flags]
         command += [part for pattern in focus for part in ("-ginkgo.focus", pattern)]
         with self.output.open("ab") as out:
             suite = subprocess.Popen(
@@ -87,7 +89,7 @@ class Suite:
             raise SystemExit(f"critest does not name {UPSTREAM_DIGEST}")
         copy.write_bytes(data.replace(pinned, ours))
         copy.chmod(0o755)
-        return Suite(self.address, self.scratch, self.output, self.flags, copy).run([PINNED_SPEC])
+        return Suite(self.address, self.scratch, self.output, self.seed, copy).run([PINNED_SPEC])
 
 
 def spec_text(entry: dict[str, Any]) -> str:

@@ -51,6 +51,8 @@ class Containerd:
     number: int = 99
     default: str = "runc"
     more: str = ""
+    #: The pause image's reference; "" for the registry's pause:1.
+    pause: str = ""
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bhctd")))
     process: "subprocess.Popen[bytes] | None" = None
 
@@ -71,9 +73,8 @@ class Containerd:
         hosts.mkdir()
         (hosts / "hosts.toml").write_text(f'server = "http://{self.registry}"\n')
         (self.directory / "cni" / "10-test.conflist").write_text(network(f"bhc{self.number}", self.number))
-        text = _CONFIG.format(
-            directory=self.directory, pause=f"{self.registry}/pause:1", default=self.default, more=self.more
-        )
+        pause = self.pause or f"{self.registry}/pause:1"
+        text = _CONFIG.format(directory=self.directory, pause=pause, default=self.default, more=self.more)
         (self.directory / "config.toml").write_text(text)
         self.start()
         return self
