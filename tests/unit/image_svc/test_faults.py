@@ -233,11 +233,15 @@ def test_unreadable_configuration_is_named(
 ) -> None:
     """A directory of registries that this user may not look into fails the pull with its path, not silently."""
 
-    def refuse(self: Path) -> bool:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+    stat = Path.stat
 
-    monkeypatch.setattr(Path, "is_dir", refuse)
+    def refuse(self: Path, **how: bool) -> os.stat_result:
+        if self.is_relative_to("/etc/closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return stat(self, **how)
+
+    monkeypatch.setattr(Path, "stat", refuse)
     node = make_node(registry=Registry(config_path=("/etc/closed",)))
 
-    with pytest.raises(Internal, match=r"q\.io/x:1: /etc/closed/q\.io: Permission denied"):
+    with pytest.raises(FailedPrecondition, match=r"/etc/closed/q\.io: Permission denied; image-svc runs without priv"):
         node.pull("q.io/x:1")
