@@ -110,6 +110,7 @@ class Inventory:
             pulled_at=entry.pulled_at,
             unpacked=entry.image is not None,
             used_by=self.used_by(entry),
+            targets={name: target for name, target in self._parts.store.targets().items() if name in entry.names},
         )
         if entry.image is not None:
             sizes = self._parts.store.layer_sizes()

@@ -100,7 +100,10 @@ class Management(ManagementServicer):
         def work(watch: Watch) -> pb.TransferResult:
             pushed = self._sender.push(parcel, auth, patience, watch)
             return pb.TransferResult(
-                images=[self._inventory.summary(entry)], digest=pushed.digest, warnings=filter(None, [pushed.warning])
+                images=[self._inventory.summary(entry)],
+                digest=pushed.digest,
+                warnings=filter(None, [pushed.warning]),
+                names=[str(parcel.target)],
             )
 
         yield from transfers.stream(work)
@@ -194,6 +197,7 @@ class Management(ManagementServicer):
             images=map(self._inventory.summary, entries.values()),
             digest=digest,
             warnings=[warning for warning in warnings if warning],
+            names=names,
         )
 
 

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         images=options.images, platforms=arguments.selected(options), format=_FORMATS[options.format]
     )
     with client.connected(options) as connection:
-        shown = progress.open_display("exporting", quiet=options.quiet, json=False, plain=options.plain)
+        shown = progress.open_display("exporting", quiet=options.quiet, events=False, plain=options.plain)
         try:
             pieces = _pieces(connection.stream(connection.stub.Export, request), shown)
             _write(options, pieces)

@@ -56,9 +56,8 @@ def run(options: argparse.Namespace) -> int:
         source, total = _open(options.archive)
         requests = _requests(asked, source, lambda done: shown.bytes(done, total))
         result = transfer.follow(connection.stream(connection.stub.Import, requests), shown)
-    names = [name for image in result.images for name in image.repo_tags]
-    lines = [image.id or image.target_digest for image in result.images] if options.quiet else names
-    return transfer.finish(options, result, "\n".join(lines) if options.quiet else ", ".join(lines))
+    ids = [image.id or image.target_digest for image in result.images]
+    return transfer.finish(options, result, "\n".join(ids if options.quiet else result.names))
 
 
 def _requests(

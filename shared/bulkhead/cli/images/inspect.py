@@ -37,10 +37,9 @@ def run(options: argparse.Namespace) -> int:
 
 def as_document(answer: pb.InspectResponse) -> dict[str, Any]:
     """Return one image as a JSON object."""
-    image: dict[str, Any] = json.loads(progress.as_json(answer.image))
     return {
-        **image,
-        "layers": json.loads(progress.as_json(pb.LayerInfoResponse(layers=answer.layers)))["layers"],
+        **progress.document(answer.image),
+        "layers": [progress.document(layer) for layer in answer.layers],
         "config": json.loads(answer.config_json),
         "manifest": json.loads(answer.manifest_json),
         "index": json.loads(answer.index_json) if answer.index_json else None,

@@ -62,7 +62,8 @@ def as_table(images: Iterable[pb.ImageSummary], *, digests: bool, whole: bool) -
     for image in images:
         for name in _names(image):
             repository, tag = split(name)
-            digest = [image.target_digest if whole else text.short(image.target_digest)] if digests else []
+            target = image.targets.get(name, image.target_digest)
+            digest = [target if whole else text.short(target)] if digests else []
             ident = image.id if whole else text.short(image.id)
             when = text.moment(image.pulled_at) if whole else text.age(image.pulled_at)
             size = str(image.size) if whole else text.size(image.size)

@@ -1,9 +1,10 @@
 """How a transfer goes on, shown: bars on a terminal, now and then a plain line elsewhere, or JSON, or nothing."""
 
+import json
 import sys
 import time
 from collections.abc import Iterable
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -124,11 +125,27 @@ class Json:
 
 def as_json(message: Message, *, indent: int | None = None) -> str:
     """Return a message as JSON, fields without a value included, under the names of the proto."""
-    return str(
-        json_format.MessageToJson(
-            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=indent
-        )
+    return json.dumps(document(message), indent=indent)
+
+
+def document(message: Message) -> dict[str, Any]:
+    """Return a message as a JSON object; numbers of 64 bits are numbers, which protobuf's own JSON makes texts of."""
+    made: dict[str, Any] = json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
+    return _numbers(message, made)
+
+
+def _numbers(message: Message, made: dict[str, Any]) -> dict[str, Any]:
+    for field in message.DESCRIPTOR.fields:
+        value = made.get(field.name)
+        if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64) and isinstance(value, str):
+            made[field.name] = int(value)
+        elif value and field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            inner = getattr(message, field.name)
+            for one, shown in zip(inner, value, strict=True) if isinstance(value, list) else ((inner, value),):
+                _numbers(one, shown)
+    return made
 
 
 def amounts(transfers: Iterable[pb.Transfer]) -> tuple[int, int]:
@@ -137,9 +154,9 @@ def amounts(transfers: Iterable[pb.Transfer]) -> tuple[int, int]:
     return sum(part.done for part in parts), sum(part.size for part in parts)
 
 
-def open_display(verb: str, *, quiet: bool, json: bool, plain: bool = False) -> Display:
+def open_display(verb: str, *, quiet: bool, events: bool, plain: bool = False) -> Display:
     """Return the display that fits: standard error for people, so that standard output holds results only."""
-    if json:
+    if events:
         return Json(sys.stdout)
     if quiet:
         return Nothing()

@@ -53,11 +53,5 @@ def _one(options: argparse.Namespace, connection: client.Client, request: pb.Pul
     shown = transfer.display(options, "pulling")
     result = transfer.follow(connection.stream(connection.stub.Pull, request), shown)
     image = result.images[0]
-    name = next(iter([*image.repo_tags, *image.repo_digests]), request.image)
-    line = image.id or result.digest if options.quiet else f"{_asked(image, request.image) or name}: {result.digest}"
+    line = image.id or result.digest if options.quiet else f"{result.names[0]}: {result.digest}"
     transfer.finish(options, result, line)
-
-
-def _asked(image: pb.ImageSummary, wanted: str) -> str:
-    """Return the complete form of the name that was asked for, if the image has it."""
-    return next((name for name in (*image.repo_tags, *image.repo_digests) if name.endswith(wanted)), "")

@@ -33,5 +33,5 @@ def run(options: argparse.Namespace) -> int:
     with client.connected(options) as connection:
         shown = transfer.display(options, "pushing")
         result = transfer.follow(connection.stream(connection.stub.Push, request), shown)
-    line = result.digest if options.quiet else f"{options.target or options.image}: {result.digest}"
+    line = result.digest if options.quiet else f"{result.names[0]}: {result.digest}"
     return transfer.finish(options, result, line)

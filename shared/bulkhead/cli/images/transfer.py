@@ -12,7 +12,7 @@ from bulkhead.proto import images_pb2 as pb
 
 def display(options: argparse.Namespace, verb: str) -> Display:
     """Return the display that the options ask for."""
-    return progress.open_display(verb, quiet=options.quiet, json=options.json, plain=options.plain)
+    return progress.open_display(verb, quiet=options.quiet, events=options.json, plain=options.plain)
 
 
 def follow(events: Iterable[pb.TransferEvent], shown: Display) -> pb.TransferResult:
@@ -34,5 +34,5 @@ def finish(options: argparse.Namespace, result: pb.TransferResult, line: str) ->
     if options.json:
         sys.stdout.write(f"{progress.as_json(pb.TransferEvent(result=result))}\n")
     else:
-        sys.stdout.write(f"{text.printable(line)}\n")
+        sys.stdout.writelines(f"{text.printable(each)}\n" for each in line.splitlines())
     return 0

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     """Show pulls until interrupted."""
     request = pb.WatchPullsRequest(image=options.image, interval_ms=max(round(options.interval * 1000), 1))
     with client.connected(options) as connection:
-        shown = progress.open_display("pulling", quiet=False, json=False, plain=options.plain or options.json)
+        shown = progress.open_display("pulling", quiet=False, events=False, plain=options.plain or options.json)
         try:
             for answer in connection.stream(connection.stub.WatchPulls, request):
                 if options.json:
