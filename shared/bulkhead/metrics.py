@@ -86,6 +86,8 @@ class _Server(http.server.ThreadingHTTPServer):
     """A thread a connection, up to a limit: any process of the node may connect, and stay silent until the time-out."""
 
     daemon_threads = True
+    #: Of the socket that the base class makes and that is replaced: the decryptor may make none for a network.
+    address_family = socket.AF_UNIX
 
     def __init__(self, listener: socket.socket, handler: type[_Handler]) -> None:
         super().__init__(listener.getsockname()[:2], handler, bind_and_activate=False)

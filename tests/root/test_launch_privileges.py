@@ -1,6 +1,8 @@
 """What each started process may do, read from the kernel: users, capabilities, namespaces, hidden keys."""
 
+import base64
 import grp
+import json
 import os
 import pwd
 import subprocess
@@ -155,9 +157,10 @@ def test_keys_are_listed_and_encrypted_layers_refused(stack: SmallStack) -> None
     """The decryptor answers over its socket: keys with fingerprints, refusals with layer and schemes."""
     channel = rpc.channel(f"{stack.state}/decryptor/grpc.sock")
     keys = keys_pb2_grpc.KeysStub(channel)
-    layer = keys_pb2.Layer(
-        digest="sha256:" + "0" * 64, media_type="x+encrypted", annotations={"org.opencontainers.image.enc.keys.pgp": ""}
-    )
+    prefix = "org.opencontainers.image.enc."
+    public = json.dumps({"cipher": "AES_256_CTR_HMAC_SHA256", "hmac": base64.b64encode(bytes(32)).decode()})
+    wrapped = {f"{prefix}keys.pgp": "e30=", f"{prefix}pubopts": base64.b64encode(public.encode()).decode()}
+    layer = keys_pb2.Layer(digest="sha256:" + "0" * 64, media_type="x+encrypted", annotations=wrapped)
     listed = {key.file: key for key in keys.ListKeys(keys_pb2.ListKeysRequest(), timeout=5).keys}
     with pytest.raises(grpc.RpcError) as error:
         keys.Check(keys_pb2.CheckRequest(layers=[layer]), timeout=5)

@@ -51,6 +51,28 @@ def read_all(places: list[tuple[Path, str]]) -> list[KeyFile]:
     return found
 
 
+def signature(places: list[tuple[Path, str]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return what tells one state of the key files from another: names, and what stat says of the file behind each."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for directory, prefix in places:
+        for name, path in _walk(directory, prefix):
+            try:
+                status = path.stat()
+                seen: tuple[int, ...] = (
+                    status.st_dev,
+                    status.st_ino,
+                    status.st_size,
+                    status.st_mtime_ns,
+                    status.st_ctime_ns,
+                )
+            except OSError as error:
+                seen = (error.errno or -1,)
+            found.append((name, seen))
+            if len(found) > COUNT_LIMIT:
+                return tuple(found)
+    return tuple(found)
+
+
 def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, Path]]:
     """Yield name and path of each file, in order of names; a missing directory holds none.
 

@@ -5,10 +5,12 @@ Every text here is our own: what a parsing library says of a key might quote it.
 
 import base64
 import binascii
+import dataclasses
 import hashlib
 import itertools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+
+from bulkhead.errors import BulkheadError
 
 PRIVATE_KEY, CERTIFICATE, JWK, PGP, PKCS11 = "private-key", "certificate", "jwk", "pgp", "pkcs11"
 
@@ -29,31 +33,37 @@ _PKCS11 = re.compile(rb"^pkcs11:[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 _PKCS11_URI = re.compile(rb"^[ \t]+uri:", re.MULTILINE)
 _CURVES: dict[str, type[ec.EllipticCurve]] = {"P-256": ec.SECP256R1, "P-384": ec.SECP384R1, "P-521": ec.SECP521R1}
 
-NEEDS_PASSWORD = "needs a password, and none can be given"  # noqa: S105 # an error text
+NEEDS_PASSWORD = "needs a password, and there is none"  # noqa: S105 # an error text
+WRONG_PASSWORD = "a private key that its password does not open"  # noqa: S105 # likewise
 
 
 @dataclass(frozen=True)
 class Key:
-    """What was found. error says why it cannot be used; the private half never shows in repr."""
+    """What was found. error says why it cannot be used; nothing private shows in repr."""
 
     kind: str = ""
     fingerprint: str = ""
     error: str = ""
     private: PrivateKey | None = field(default=None, repr=False, compare=False)
+    certificate: x509.Certificate | None = field(default=None, repr=False, compare=False)
+    #: An OpenPGP key with its secrets open (decryptor.schemes.pgp), or a PKCS#11 key file (decryptor.schemes.pkcs11).
+    other: object = field(default=None, repr=False, compare=False)
+    #: More usable keys of the same file: certificates beside a key, further keys of a ring.
+    also: tuple["Key", ...] = ()
 
 
-def recognise(data: bytes) -> Key:
-    """Return what the bytes are; whatever they are, it raises nothing."""
+def recognise(data: bytes, password: bytes | None = None) -> Key:
+    """Return what the bytes are, protected ones opened with the password; whatever they are, it raises nothing."""
     if (found := _PKCS11.search(data)) and _PKCS11_URI.search(data, found.end()):
-        return Key(PKCS11)
+        return _pkcs11(data)
     if blocks := _pem_blocks(data):
-        return _best([_pem_block(label, block) for label, block in blocks])
+        return _best([_pem_block(label, block, password) for label, block in blocks])
     if data.lstrip()[:1] == b"{":
         return _jwk(data)
     if _is_secret_ring(data):
-        return Key(PGP)
+        return _pgp(data, password)
     if data[:1] == b"\x30":
-        return _der(data)
+        return _der(data, password)
     return Key(error="not a key in a known format (PEM, DER, JWK, certificate, OpenPGP secret ring, pkcs11 YAML)")
 
 
@@ -65,11 +75,9 @@ def fingerprint(public: PublicKeyTypes) -> str:
 
 def _best(keys: list[Key]) -> Key:
     """Of the blocks of one file, the private key speaks for it: chains and parameters may stand beside it."""
-    for wanted in (PRIVATE_KEY, CERTIFICATE, PGP):
-        for key in keys:
-            if key.kind == wanted:
-                return key
-    return keys[0]
+    order = (PRIVATE_KEY, PGP, CERTIFICATE)
+    first, *rest = sorted(keys, key=lambda key: order.index(key.kind) if key.kind in order else len(order))
+    return dataclasses.replace(first, also=(*first.also, *(key for key in rest if not key.error)))
 
 
 def _pem_blocks(data: bytes) -> list[tuple[str, bytes]]:
@@ -82,29 +90,35 @@ def _pem_blocks(data: bytes) -> list[tuple[str, bytes]]:
     ][:BLOCK_LIMIT]
 
 
-def _pem_block(label: str, block: bytes) -> Key:
+def _pem_block(label: str, block: bytes, password: bytes | None) -> Key:
     if label in ("CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"):
         return _certificate(block, pem=True)
     if label == "PGP PRIVATE KEY BLOCK":
-        return Key(PGP)
+        return _pgp(block, password)
     if label == "OPENSSH PRIVATE KEY":
         return Key(PRIVATE_KEY, error="an OpenSSH key; ssh-keygen -p -m PKCS8 converts it")
-    if label == "ENCRYPTED PRIVATE KEY" or (label.endswith("PRIVATE KEY") and b"4,ENCRYPTED" in block[:200]):
-        return Key(PRIVATE_KEY, error=NEEDS_PASSWORD)
     if label.endswith("PRIVATE KEY"):
-        return _private(block, pem=True)
+        return _private(block, password, pem=True)
     return Key(error=f"a PEM block {label!r} is no key to decrypt with")
 
 
-def _private(data: bytes, *, pem: bool) -> Key:
+def _private(data: bytes, password: bytes | None, *, pem: bool) -> Key:
     load = serialization.load_pem_private_key if pem else serialization.load_der_private_key
     try:
         key = load(data, None)
     except TypeError:
-        return Key(PRIVATE_KEY, error=NEEDS_PASSWORD)
+        # What the library raises for a protected key and no password.
+        return _protected(data, password, load) if password else Key(PRIVATE_KEY, error=NEEDS_PASSWORD)
     except Exception:  # a parser may raise anything at all on hostile bytes
         return Key(PRIVATE_KEY if pem else "", error="a private key that cannot be parsed")
     return _usable(PRIVATE_KEY, key)
+
+
+def _protected(data: bytes, password: bytes, load: Callable[[bytes, bytes], object]) -> Key:
+    try:
+        return _usable(PRIVATE_KEY, load(data, password))
+    except Exception:  # as above; what a wrong password makes of the bytes may be anything
+        return Key(PRIVATE_KEY, error=WRONG_PASSWORD)
 
 
 def _usable(kind: str, key: object) -> Key:
@@ -116,16 +130,37 @@ def _usable(kind: str, key: object) -> Key:
 def _certificate(data: bytes, *, pem: bool) -> Key:
     load = x509.load_pem_x509_certificate if pem else x509.load_der_x509_certificate
     try:
-        return Key(CERTIFICATE, fingerprint(load(data).public_key()))
+        found = load(data)
+        return Key(CERTIFICATE, fingerprint(found.public_key()), certificate=found)
     except Exception:  # as above
         return Key(CERTIFICATE if pem else "", error="a certificate that cannot be parsed")
 
 
-def _der(data: bytes) -> Key:
-    key = _private(data, pem=False)
+def _der(data: bytes, password: bytes | None) -> Key:
+    key = _private(data, password, pem=False)
     if not key.kind:
         key = _certificate(data, pem=False)
     return key if key.kind else Key(error="DER that is neither a private key nor a certificate")
+
+
+def _pgp(data: bytes, password: bytes | None) -> Key:
+    # Where needed: a node without OpenPGP keys pays nothing for them.
+    from decryptor.schemes import pgp
+
+    first, *rest = [
+        Key(PGP, secret.fingerprint, secret.error, other=secret) for secret in pgp.secrets(data, password)
+    ] or [Key(PGP, error="an OpenPGP ring without a secret key that can be parsed")]
+    return dataclasses.replace(first, also=tuple(rest))
+
+
+def _pkcs11(data: bytes) -> Key:
+    from decryptor.schemes import pkcs11
+
+    try:
+        found = pkcs11.key_file(data)
+        return Key(PKCS11, found.name, other=found)
+    except BulkheadError as error:
+        return Key(PKCS11, error=str(error))
 
 
 def _is_secret_ring(data: bytes) -> bool:

@@ -1,14 +1,16 @@
-"""Whether a layer may be decrypted: pure functions from annotations and key kinds to a reason for refusal."""
+"""What a refusal says: pure functions from a layer, the keys at hand and what was tried to words."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+from decryptor import options
 from decryptor.keyring import Keyring
 from decryptor.recognise import CERTIFICATE, JWK, PGP, PKCS11, PRIVATE_KEY
 
-WRAPPED = "org.opencontainers.image.enc.keys."
+#: How every refusal begins, as imgcrypt's CheckAuthorization has it.
+REFUSAL = "you are not authorized to use this image"
 PROVIDER = "provider."
-ENCRYPTED_SUFFIX = "+encrypted"
 
 #: For each wrapping scheme the kinds of key that open it, as alternatives of sets that are needed together.
 NEEDS: dict[str, tuple[frozenset[str], ...]] = {
@@ -17,34 +19,59 @@ NEEDS: dict[str, tuple[frozenset[str], ...]] = {
     "pgp": (frozenset({PGP}),),
     "pkcs11": (frozenset({PKCS11}),),
 }
+#: Keys that were tried and are named in an error.
+SHOWN_LIMIT = 16
 _PLAIN_NAME = re.compile(r"[0-9A-Za-z._:/+-]{1,128}").fullmatch
 
 
-def is_encrypted(media_type: str, annotations: Mapping[str, str]) -> bool:
-    """Whether the layer says of itself that it is encrypted, by its type or by a wrapped key."""
-    return media_type.endswith(ENCRYPTED_SUFFIX) or bool(schemes(annotations))
+def cost(scheme: str) -> int:
+    """Return where a scheme comes in the order of trying: in this process, then in a child, then elsewhere."""
+    return {"jwe": 0, "pkcs7": 0, "pgp": 1, "pkcs11": 2}.get(scheme, 3)
 
 
-def schemes(annotations: Iterable[str]) -> list[str]:
-    """Return the wrapping schemes that the annotations carry keys for: `jwe`, `provider.<name>`, …, sorted."""
-    return sorted(name.removeprefix(WRAPPED) for name in annotations if name.startswith(WRAPPED))
+def label(scheme: str) -> str:
+    """Return the scheme as a metric's label, of which there may be few: providers are one."""
+    if scheme in NEEDS:
+        return scheme
+    return "provider" if scheme.startswith(PROVIDER) else "unknown"
 
 
-def refusal(digest: str, annotations: Mapping[str, str], keys: Keyring) -> str:
-    """Return why the encrypted layer is refused. This version unwraps nothing, so there always is a reason."""
-    layer = f"layer {shown(digest)} is encrypted"
-    found = schemes(annotations)
-    if not found:
-        return f"{layer}, but no annotation {WRAPPED}<scheme> carries a wrapped key for it"
-    layer += f" (schemes: {', '.join(shown(scheme) for scheme in found)}; keys loaded: {keys.describe()})"
-    if any(fits(scheme, set(keys.kinds())) for scheme in found):
-        return f"{layer}: a key of a fitting kind is loaded, but this version of Bulkhead cannot decrypt layers yet"
-    return f"{layer}: no loaded key fits: {'; '.join(want(scheme) for scheme in found)}"
+def refusal(digest: str, annotations: Mapping[str, str], rings: Sequence[Keyring], attempts: Sequence[object]) -> str:
+    """Return why no key opened the layer: schemes, keys loaded, and each key tried with its reason."""
+    found = options.schemes(annotations)
+    counts = sum((ring.kinds() for ring in rings), Counter[str]())
+    loaded = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "none"
+    layer = f"layer {shown(digest)} (schemes: {', '.join(map(shown, found))}; keys loaded: {loaded})"
+    if not attempts:
+        return f"{REFUSAL}: missing private key needed for decryption: {layer}: {'; '.join(map(want, found))}"
+    tried = [str(attempt) for attempt in attempts[:SHOWN_LIMIT]]
+    if len(attempts) > SHOWN_LIMIT:
+        tried.append(f"and {len(attempts) - SHOWN_LIMIT} more")
+    missing = [want(scheme) for scheme in found if not any(line.startswith(f"{shown(scheme)}: ") for line in tried)]
+    return f"{REFUSAL}: none of the private keys could be used for decryption: {layer}: " + "; ".join(
+        [*tried, *missing]
+    )
 
 
-def fits(scheme: str, kinds: set[str]) -> bool:
-    """Whether keys of these kinds could open that scheme."""
-    return any(needed <= kinds for needed in NEEDS.get(scheme, ()))
+def unwrapped_by_nobody(digest: str) -> str:
+    """Return what is said of a layer that is encrypted by its type and carries no wrapped key."""
+    return (
+        f"{REFUSAL}: layer {shown(digest)} is encrypted, "
+        f"but no annotation {options.WRAPPED}<scheme> carries a wrapped key for it"
+    )
+
+
+def malformed(digest: str, reason: str) -> str:
+    """Return what is said of a layer whose annotations cannot be read."""
+    return f"{REFUSAL}: layer {shown(digest)} is encrypted and cannot be opened: {reason}"
+
+
+def switched_off(digest: str) -> str:
+    """Return what is said of an encrypted layer on a node that decrypts nothing."""
+    return (
+        f"{REFUSAL}: layer {shown(digest)} is encrypted, and decryption is switched off "
+        '(image_decryption.key_model is "")'
+    )
 
 
 def want(scheme: str) -> str:

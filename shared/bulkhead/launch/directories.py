@@ -69,6 +69,7 @@ def _state(config: Config, users: Users) -> list[Directory]:
         Directory(state / "config", 0, 0, SEARCH),
         Directory(state / "credentials", 0, 0, SEARCH),
         *(Directory(credentials(state, name), 0, 0, PRIVATE) for name in ("decryptor", "image-svc", "stream-svc")),
+        Directory(granted_files(state, "decryptor"), 0, 0, PRIVATE),
         Directory(paths.stream_socket(state, "x").parent.parent, 0, 0, SEARCH),
         Directory(paths.bundle(state, "x").parent, 0, 0, SEARCH),
         Directory(paths.zygote_socket(state).parent, 0, 0, PRIVATE),
@@ -85,6 +86,11 @@ def _state(config: Config, users: Users) -> list[Directory]:
 def credentials(state: Path, service: str) -> Path:
     """Return where copies of keys for one service are mounted, in its own mount namespace only."""
     return state / "credentials" / service
+
+
+def granted_files(state: Path, service: str) -> Path:
+    """Return where copies of other files for one service are mounted; the decryptor has both."""
+    return state / "credentials" / ("decryptor-files" if service == "decryptor" else service)
 
 
 def make_bases(config: Config) -> None:

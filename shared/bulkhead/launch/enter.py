@@ -64,7 +64,7 @@ def _arrange_mounts(plan: Plan) -> None:
     linux.mount("", "/", "", linux.MS_REC | linux.MS_SLAVE)
     if plan.credentials:
         source, target = plan.credentials
-        _copy_into_memory(source, target, plan.uid, plan.gid)
+        copy_into_memory(source, target, plan.uid, plan.gid)
     if plan.grants:
         grant(plan.grants, plan.grants_directory, plan.uid, plan.gid, plan.groups)
     for directory in map(os.path.realpath, plan.hide):
@@ -73,7 +73,7 @@ def _arrange_mounts(plan: Plan) -> None:
             linux.mount("tmpfs", directory, "tmpfs", flags, "mode=0555,size=4k,nr_inodes=1")
 
 
-def _copy_into_memory(source: str, target: str, uid: int, gid: int) -> None:
+def copy_into_memory(source: str, target: str, uid: int, gid: int) -> None:
     """Copy a directory of keys into a ramfs, which is never swapped, readable by one user and closed to writing."""
     flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
     linux.mount("ramfs", target, "ramfs", flags, "mode=0700")

@@ -9,6 +9,10 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 0x1, 0x2, 0x4, 0x8, 0x20
 MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
 PR_SET_PDEATHSIG, PR_CAPBSET_READ, PR_CAPBSET_DROP = 1, 23, 24
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+MNT_DETACH = 0x2
+#: The same on every architecture, like all calls since 424.
+_OPEN_TREE, _MOVE_MOUNT = 428, 429
+_AT_FDCWD, _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1, 0o2000000, 0x4
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _NAMES = """
@@ -40,6 +44,30 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
     """Mount a file system, or change a mount's flags or propagation."""
     arguments = [os.fsencode(text) if text else None for text in (source, target, kind)]
     _check(_libc.mount(*arguments, flags, data.encode() or None), f"mount {kind or source} on {target}")
+
+
+def setns(fd: int, kind: int) -> None:
+    """Enter the namespace behind a descriptor, which must be of that kind (CLONE_NEW*)."""
+    _check(_libc.setns(fd, kind), "setns")
+
+
+def unmount(target: str) -> None:
+    """Take away what is mounted there, for new lookups at once."""
+    _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount2 {target}")
+
+
+def open_tree(path: str) -> int:
+    """Return a copy of the mount at that path as a descriptor, mounted nowhere (open_tree(2), Linux 5.2)."""
+    flags = ctypes.c_uint(_OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
+    arguments = (ctypes.c_long(_OPEN_TREE), ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(os.fsencode(path)), flags)
+    return _check(_libc.syscall(*arguments), f"open_tree {path}")
+
+
+def move_mount(tree: int, target: str) -> None:
+    """Mount what open_tree returned (move_mount(2))."""
+    here = (ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(os.fsencode(target)))
+    arguments = (ctypes.c_long(_MOVE_MOUNT), ctypes.c_int(tree), ctypes.c_char_p(b""), *here)
+    _check(_libc.syscall(*arguments, ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)), f"move_mount to {target}")
 
 
 def prctl(option: int, argument: int = 0) -> int:

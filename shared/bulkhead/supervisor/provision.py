@@ -9,7 +9,7 @@ from bulkhead.config.resolved import resolved_for
 from bulkhead.files import write_atomic
 from bulkhead.launch import reach
 from bulkhead.launch.users import Users
-from bulkhead.supervisor.roster import key_directory
+from bulkhead.processors import keys_path
 
 logger = logging.getLogger("bulkhead.supervisor")
 
@@ -28,7 +28,7 @@ def write_config(config: Config, users: Users, service: str, path: Path) -> None
 
 def hold_keys(config: Config) -> None:
     """Make the key directory if it is missing: only what is there at the start can be hidden from the others."""
-    keys = Path(key_directory(config) or "/")
+    keys = Path(keys_path(config) or "/")
     if keys.exists():
         return
     try:

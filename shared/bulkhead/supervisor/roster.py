@@ -9,9 +9,10 @@ from pathlib import Path
 
 from bulkhead import paths
 from bulkhead.config.model import Config
-from bulkhead.launch.directories import credentials
+from bulkhead.launch.directories import credentials, granted_files
 from bulkhead.launch.plan import UNPACK_CAPABILITIES, Plan, environment
 from bulkhead.launch.users import Users
+from bulkhead.processors import decoder_files, keys_path
 
 ZYGOTE = "zygote"
 _SCRIPTS = {ZYGOTE: "bulkhead-shim-zygote"}
@@ -44,20 +45,6 @@ def config_file(config: Config, service: str) -> Path:
     return config.state / "config" / f"{service}.json"
 
 
-def key_directory(config: Config) -> str:
-    """Return the directory of private keys: the argument of a ctd-decoder stream processor, else the setting."""
-    option = "--decryption-keys-path"
-    for processor in config.stream_processors:
-        if Path(processor.path).name != "ctd-decoder":
-            continue
-        for argument, following in zip(processor.args, [*processor.args[1:], ""], strict=True):
-            if argument == option and following:
-                return following
-            if argument.startswith(f"{option}="):
-                return argument.partition("=")[2]
-    return config.bulkhead.decryption_keys_path
-
-
 def sockets(config: Config) -> dict[str, Path]:
     """Return the socket of every service."""
     return {
@@ -88,7 +75,7 @@ def _grants(name: str, config: Config) -> tuple[str, ...]:
     if name == "stream-svc":
         streaming = config.streaming
         return tuple(file for file in (streaming.tls_cert_file, streaming.tls_key_file) if file)
-    return ()
+    return decoder_files(config) if name == "decryptor" else ()
 
 
 def _plan(name: str, config: Config, users: Users, source: Mapping[str, str], programs: Path) -> Plan:
@@ -108,7 +95,7 @@ def _plan(name: str, config: Config, users: Users, source: Mapping[str, str], pr
             limits={resource.RLIMIT_NOFILE: _NOFILE},
             oom_score_adj=-999,
         )
-    hidden = (keys,) if (keys := key_directory(config)) else ()
+    hidden = (keys,) if (keys := keys_path(config)) else ()
     common = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: _NOFILE}
     if name == "image-svc-unpack":
         return Plan(
@@ -134,7 +121,7 @@ def _plan(name: str, config: Config, users: Users, source: Mapping[str, str], pr
         hide=hidden,
         credentials=(keys, str(credentials(config.state, name))) if decrypts and keys else None,
         grants=(granted := _grants(name, config)),
-        grants_directory=str(credentials(config.state, name)) if granted else "",
+        grants_directory=str(granted_files(config.state, name)) if granted else "",
         no_network=decrypts,
         umask=0o077 if name in _OWN_MEMORY else 0o022,
         parent_death_signal=signal.SIGTERM,

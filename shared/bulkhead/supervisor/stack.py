@@ -64,6 +64,11 @@ class Stack:
         if child := self._children.get(name):
             child.signal(signal.SIGTERM)
 
+    def running(self, name: str) -> tuple[int, float] | None:
+        """Return pid of a service and the seconds it has run; None if it does not."""
+        child = self._children.get(name)
+        return (child.pid, child.lived) if child else None
+
     def signal(self, name: str, number: int) -> None:
         """Send a signal to a service that runs."""
         if child := self._children.get(name):

@@ -14,6 +14,7 @@ from bulkhead.errors import BulkheadError, FailedPrecondition
 from bulkhead.launch import directories, reach, users
 from bulkhead.sockets import is_live
 from bulkhead.supervisor import claims, faces, pods, provision
+from bulkhead.supervisor.courier import KeyCourier
 from bulkhead.supervisor.loop import Loop
 from bulkhead.supervisor.roster import (
     START,
@@ -67,6 +68,7 @@ class Up:
         )
         self._stack = Stack(self._loop, list(entries.values()), config.debug.format, self._give_up)
         self._stack.on_start = self._started
+        self._keys = KeyCourier(self._loop, self._stack, self.config, self.users)
         self._failed = ""
         self._began = time.monotonic()
         self._up_since = 0.0
@@ -85,6 +87,7 @@ class Up:
             if name != ZYGOTE:
                 self._stack.start(name)
         self._loop.after(_START_TICK, self._look)
+        self._keys.start()
         self._loop.run()
         self._finish()
         if self._failed:
@@ -170,10 +173,8 @@ class Up:
             sys.stdout.flush()
 
     def _reload(self) -> None:
-        logger.info(
-            "SIGHUP: the decryptor is started anew with the keys as they are now; stream-svc reads its TLS pair"
-        )
-        self._stack.restart("decryptor")
+        logger.info("SIGHUP: the decryptor gets the keys as they are now; stream-svc reads its TLS pair")
+        self._keys.deliver()
         self._stack.signal("stream-svc", signal.SIGHUP)
 
     def _give_up(self, why: str) -> None:

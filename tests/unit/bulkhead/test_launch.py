@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bulkhead import processors
 from bulkhead.config.model import Config, StreamProcessor
 from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.launch import directories, enter, grants, plan, users
@@ -152,11 +153,11 @@ def test_where_the_keys_are() -> None:
     def config(*args: str, path: str = "/usr/bin/ctd-decoder") -> Config:
         return replace(Config(), stream_processors=(StreamProcessor("x", path=path, args=args),))
 
-    assert roster.key_directory(Config()) == "/etc/containerd/ocicrypt/keys"
-    assert roster.key_directory(config("--decryption-keys-path", "/k")) == "/k"
-    assert roster.key_directory(config("--decryption-keys-path=/k2")) == "/k2"
-    assert roster.key_directory(config("--decryption-keys-path")) == "/etc/containerd/ocicrypt/keys"
-    assert roster.key_directory(config("--decryption-keys-path=/k2", path="other")) == "/etc/containerd/ocicrypt/keys"
+    assert processors.keys_path(Config()) == "/etc/containerd/ocicrypt/keys"
+    assert processors.keys_path(config("--decryption-keys-path", "/k")) == "/k"
+    assert processors.keys_path(config("--decryption-keys-path=/k2")) == "/k2"
+    assert processors.keys_path(config("--decryption-keys-path")) == "/etc/containerd/ocicrypt/keys"
+    assert processors.keys_path(config("--decryption-keys-path=/k2", path="other")) == "/etc/containerd/ocicrypt/keys"
 
 
 def test_directories_and_their_owners() -> None:

@@ -5,6 +5,7 @@ import datetime
 import json
 from typing import Any
 
+import pysequoia
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -47,6 +48,11 @@ def ec_key() -> ec.EllipticCurvePrivateKey:
 
 
 @pytest.fixture(scope="session")
+def pgp_key() -> pysequoia.Tsk:
+    return pysequoia.Tsk.generate(user_id="Node <node@example.com>")
+
+
+@pytest.fixture(scope="session")
 def certificate(rsa_key: rsa.RSAPrivateKey) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "node")])
     begin = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -56,7 +62,10 @@ def certificate(rsa_key: rsa.RSAPrivateKey) -> x509.Certificate:
 
 @pytest.fixture(scope="session")
 def formats(
-    rsa_key: rsa.RSAPrivateKey, ec_key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate
+    rsa_key: rsa.RSAPrivateKey,
+    ec_key: ec.EllipticCurvePrivateKey,
+    certificate: x509.Certificate,
+    pgp_key: pysequoia.Tsk,
 ) -> dict[str, bytes]:
     """One file's bytes by format."""
     pem, der = ENCODING.PEM, ENCODING.DER
@@ -82,10 +91,12 @@ def formats(
         "rsa-without-primes.jwk": json.dumps(jwk(rsa_key, primes=False)).encode(),
         "ec.jwk": json.dumps(jwk(ec_key)).encode(),
         "public.jwk": json.dumps({**jwk(ec_key), "d": None} | {"d": ""}).encode(),
-        "ring.gpg": b"\x95\x03\xbe" + b"\x04" * 40,
-        "new-ring.gpg": b"\xc5\xc0\x10" + b"\x04" * 40,
-        "ring.asc": b"-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQOY\n-----END PGP PRIVATE KEY BLOCK-----\n",
-        "token.yaml": b"pkcs11:\n  uri: pkcs11:token=x?pin-value=1234\nmodule:\n  env: {}\n",
+        "ring.gpg": bytes(pgp_key),
+        "ring.asc": pysequoia.armor(bytes(pgp_key), pysequoia.ArmorKind.SecretKey).encode(),
+        "torn.gpg": b"\x95\x03\xbe" + b"\x04" * 40,
+        "torn-new.gpg": b"\xc5\xc0\x10" + b"\x04" * 40,
+        "token.yaml": b"pkcs11:\n  uri: pkcs11:token=x;object=node?pin-value=1234\nmodule:\n  env: {}\n",
+        "bad-token.yaml": b"pkcs11:\n  uri: pkcs11:token=x?pin-value=1234\n",
         "junk": b"hello",
         "torn.pem": b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
     }

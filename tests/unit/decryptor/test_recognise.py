@@ -1,5 +1,6 @@
 """Key files: every format is told apart, and what cannot be used says why without quoting itself."""
 
+import pysequoia
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
@@ -39,18 +40,36 @@ def test_formats_of_one_ec_key(formats: dict[str, bytes], ec_key: ec.EllipticCur
     assert key.fingerprint == recognise.fingerprint(ec_key.public_key())
 
 
-@pytest.mark.parametrize("name", ["ring.gpg", "new-ring.gpg", "ring.asc"])
-def test_secret_rings_are_known_by_kind(formats: dict[str, bytes], name: str) -> None:
-    """OpenPGP secret rings are recognised, binary in both packet formats and armoured."""
-    assert recognise.recognise(formats[name]) == recognise.Key("pgp")
+@pytest.mark.parametrize("name", ["ring.gpg", "ring.asc"])
+def test_secret_rings_are_opened(formats: dict[str, bytes], pgp_key: pysequoia.Tsk, name: str) -> None:
+    """OpenPGP secret rings, binary and armoured, are known by the key's own fingerprint."""
+    key = recognise.recognise(formats[name])
+
+    assert (key.kind, key.error, key.fingerprint) == ("pgp", "", pgp_key.extract_certificate().fingerprint)
 
 
-def test_a_pkcs11_file_is_known_by_kind(formats: dict[str, bytes]) -> None:
-    """A pkcs11 YAML is recognised and nothing of its URI, which may hold a PIN, is kept."""
+@pytest.mark.parametrize("name", ["torn.gpg", "torn-new.gpg"])
+def test_a_torn_ring_says_so(formats: dict[str, bytes], name: str) -> None:
+    """What begins like a secret ring and is none is an unusable OpenPGP key."""
+    key = recognise.recognise(formats[name])
+
+    assert (key.kind, key.error) == ("pgp", "an OpenPGP ring without a secret key that can be parsed")
+
+
+def test_a_token_is_named_by_its_uri(formats: dict[str, bytes]) -> None:
+    """A pkcs11 YAML is known by the URI without PIN and module, and shows neither."""
     key = recognise.recognise(formats["token.yaml"])
 
-    assert key == recognise.Key("pkcs11")
-    assert "1234" not in repr(key)
+    assert (key.kind, key.fingerprint, key.error) == ("pkcs11", "pkcs11:object=node;token=x", "")
+    assert "1234" not in repr((key, key.other))
+
+
+def test_a_token_without_an_object_says_so(formats: dict[str, bytes]) -> None:
+    """A pkcs11 YAML whose URI names no key cannot be used, and the error quotes nothing of it."""
+    key = recognise.recognise(formats["bad-token.yaml"])
+
+    assert "neither object nor id" in key.error
+    assert "1234" not in key.error
 
 
 @pytest.mark.parametrize("name", ["encrypted-pkcs8.pem", "encrypted-pkcs8.der", "encrypted-legacy.pem"])
@@ -59,6 +78,30 @@ def test_a_key_with_password_says_so(formats: dict[str, bytes], name: str) -> No
     key = recognise.recognise(formats[name])
 
     assert (key.kind, key.error, key.private) == ("private-key", recognise.NEEDS_PASSWORD, None)
+
+
+@pytest.mark.parametrize("name", ["encrypted-pkcs8.pem", "encrypted-pkcs8.der", "encrypted-legacy.pem"])
+def test_a_password_opens_its_key(formats: dict[str, bytes], rsa_key: rsa.RSAPrivateKey, name: str) -> None:
+    """With its password a protected key is a key like any other; with another it says that this is not the one."""
+    right = recognise.recognise(formats[name], b"secret")
+    wrong = recognise.recognise(formats[name], b"guess")
+
+    assert (right.error, right.fingerprint) == ("", recognise.fingerprint(rsa_key.public_key()))
+    assert (wrong.error, wrong.private) == (recognise.WRONG_PASSWORD, None)
+
+
+@pytest.mark.parametrize("name", ["pkcs8.pem", "pkcs8.der", "ec.jwk", "ring.gpg"])
+def test_a_password_too_many_does_no_harm(formats: dict[str, bytes], name: str) -> None:
+    """An open key beside which a password stands is used as it is."""
+    assert not recognise.recognise(formats[name], b"secret").error
+
+
+def test_a_file_may_hold_a_key_and_its_certificate(formats: dict[str, bytes]) -> None:
+    """The private key speaks for the file, and the certificate beside it is a key of the file, too."""
+    key = recognise.recognise(formats["chain-and-key.pem"])
+
+    assert (key.kind, [each.kind for each in key.also]) == ("private-key", ["certificate"])
+    assert key.also[0].fingerprint == key.fingerprint
 
 
 @pytest.mark.parametrize(

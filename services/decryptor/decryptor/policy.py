@@ -1,0 +1,41 @@
+"""The key policy: which pods may use which keys (`[bulkhead.key_policy.<name>]`).
+
+A key that some rule names opens layers only for pods that a rule naming it fits. A key that no rule names is for all.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from bulkhead.config.model import KeyRule
+from bulkhead.proto import keys_pb2
+
+
+class Policy:
+    """All rules."""
+
+    def __init__(self, rules: Sequence[KeyRule]) -> None:
+        self._rules = tuple(rules)
+        self._named = frozenset(_plain(key) for rule in rules for key in rule.keys)
+
+    def withheld(self, use: keys_pb2.Use) -> frozenset[str]:
+        """Return the fingerprints that this use may not touch."""
+        if not self._named:
+            return frozenset()
+        granted = {_plain(key) for rule in self._rules if fits(rule, use) for key in rule.keys}
+        return self._named - granted
+
+
+def fits(rule: KeyRule, use: keys_pb2.Use) -> bool:
+    """Whether everything the rule asks for holds; a use outside a pod fits only a rule that asks for nothing."""
+    if rule.namespaces and use.namespace not in rule.namespaces:
+        return False
+    if rule.service_accounts and f"{use.namespace}/{use.service_account}" not in rule.service_accounts:
+        return False
+    return _labelled(rule.pod_labels, use.pod_labels)
+
+
+def _labelled(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return all(name in labels and labels[name] == value for name, value in wanted.items())
+
+
+def _plain(fingerprint: str) -> str:
+    return fingerprint.lower().removeprefix("sha256:").replace(":", "")

@@ -1,0 +1,104 @@
+"""OpenPGP (RFC 9580) through Sequoia: messages whose payload is the private options, keys out of secret rings.
+
+What Sequoia says of an error carries a backtrace and may carry input, so its texts stay here.
+"""
+
+import threading
+from dataclasses import dataclass, field
+
+import pysequoia
+from pysequoia.packet import PacketPile, Tag
+
+from bulkhead.errors import InvalidArgument
+from decryptor.recognise import NEEDS_PASSWORD, WRONG_PASSWORD
+
+#: Keys looked at in one ring.
+KEYS_LIMIT = 64
+#: RuntimeError and the like; a panic of the library is a BaseException whose class it does not export.
+_ERRORS = tuple(kind for kind in BaseException.__subclasses__() if kind.__name__ in ("Exception", "PanicException"))
+_STARTS = (Tag.SecretKey, Tag.PublicKey)
+
+
+@dataclass(frozen=True)
+class Secret:
+    """One OpenPGP key of a ring, opened for decryption, or why it could not be."""
+
+    fingerprint: str = ""
+    error: str = ""
+    decryptor: "pysequoia.PyDecryptor | None" = field(default=None, repr=False, compare=False)
+    #: A decryptor of the library serves one thread at a time.
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def open(self, message: bytes) -> bytes | None:
+        """Return the payload of a message for this key, else None."""
+        with self.lock:
+            try:
+                return pysequoia.decrypt(message, decryptor=self.decryptor).bytes or None
+            except _ERRORS:
+                return None
+
+
+def secrets(ring: bytes, password: bytes | None) -> list[Secret]:
+    """Return the secret keys of a ring, binary or armoured; an unusable one with its error. None for no ring."""
+    try:
+        packets = list(PacketPile.from_bytes(ring))
+    except _ERRORS:
+        return []
+    groups: list[list[pysequoia.packet.Packet]] = []
+    for packet in packets:
+        if packet.tag in _STARTS:
+            groups.append([])
+        if groups:
+            groups[-1].append(packet)
+    return [_secret(group, password) for group in groups[:KEYS_LIMIT] if group[0].tag == Tag.SecretKey]
+
+
+def _secret(packets: "list[pysequoia.packet.Packet]", password: bytes | None) -> Secret:
+    try:
+        key = pysequoia.Tsk.from_packets(packets)
+        fingerprint = key.extract_certificate().fingerprint
+    except _ERRORS:
+        return Secret(error="an OpenPGP secret key that cannot be parsed")
+    try:
+        return Secret(fingerprint, decryptor=key.decryptor())
+    except _ERRORS as error:
+        if str(error).startswith("No suitable decryption subkey"):
+            return Secret(fingerprint, "an OpenPGP key without a part for decryption")
+    if not password:
+        return Secret(fingerprint, NEEDS_PASSWORD)
+    try:
+        return Secret(fingerprint, decryptor=key.decryptor(password.decode()))
+    except _ERRORS:
+        return Secret(fingerprint, WRONG_PASSWORD)
+
+
+def wrap(payload: bytes, recipients: list[tuple[bytes, str]]) -> bytes:
+    """Return a message for keys out of public rings, each found by user id or mail address; "" means the only key.
+
+    InvalidArgument names the recipient that no key or more than one is found for.
+    """
+    found = [_find(ring, name) for ring, name in recipients]
+    try:
+        return pysequoia.encrypt(payload, recipients=found, armor=False)
+    except _ERRORS:
+        raise InvalidArgument("pgp recipient: no key that can be encrypted for, or one that has expired") from None
+
+
+def _find(ring: bytes, name: str) -> pysequoia.Cert:
+    try:
+        certificates = pysequoia.Cert.split_bytes(ring)
+    except _ERRORS:
+        raise InvalidArgument("pgp recipient: not an OpenPGP public key ring") from None
+    fitting = [each for each in certificates if _fits(each, name)]
+    if len(fitting) != 1:
+        raise InvalidArgument(f"pgp recipient {name!r}: {len(fitting)} keys of the ring fit, expected one")
+    return fitting[0]
+
+
+def _fits(certificate: pysequoia.Cert, name: str) -> bool:
+    if not name:
+        return True
+    if len(name) >= 16 and certificate.fingerprint.lower().endswith(name.lower().removeprefix("0x")):
+        return True
+    users = [str(user) for user in certificate.user_ids]
+    return any(user == name or user.endswith(f"<{name}>") for user in users)

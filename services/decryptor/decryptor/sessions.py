@@ -1,0 +1,158 @@
+"""The layer socket: one connection is one piece of work, in a thread of its own (keys.proto says what is spoken)."""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+
+from bulkhead import layers, seqpacket
+from bulkhead.errors import BulkheadError, Internal, InvalidArgument, PermissionDenied, ResourceExhausted
+from bulkhead.proto import keys_pb2
+from bulkhead.rpc import TEXT_LIMIT
+from decryptor import grants, stream
+from decryptor.audit import LAYERS
+from decryptor.desk import Desk
+
+logger = logging.getLogger(__name__)
+
+#: Connections at one time: 2 MiB each while a layer runs.
+CONNECTIONS = 128
+#: Seconds a caller has to say what it wants, and to take an answer.
+_PATIENCE = 10.0
+
+
+class Sessions:
+    """Serves the socket to root and to the users named."""
+
+    def __init__(self, path: str, desk: Desk, uids: Sequence[int]) -> None:
+        self._desk, self._uids = desk, frozenset(uids)
+        self._room = threading.Semaphore(CONNECTIONS)
+        self._listener = seqpacket.listen(path, 0o660)
+        threading.Thread(target=self._accept, name="layers", daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections; what runs goes on until the process ends."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._room.acquire(blocking=False):
+                threading.Thread(target=self._serve, args=(connection,), name="layer", daemon=True).start()
+            else:
+                with connection:
+                    _answer_error(connection, ResourceExhausted(f"{CONNECTIONS} layers are being worked on"))
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                self._converse(connection)
+        except Exception:
+            logger.exception("a connection to the layer socket failed")
+        finally:
+            self._room.release()
+
+    def _converse(self, connection: socket.socket) -> None:
+        _, uid, _ = seqpacket.peer(connection)
+        connection.settimeout(_PATIENCE)
+        fds: list[int] = []
+        try:
+            if uid not in self._uids and uid != 0:
+                raise PermissionDenied(f"user {uid} may not hand layers to the decryptor")
+            message, fds = seqpacket.receive(connection)
+            if message is not None:
+                self._work(connection, message, fds, by_root=uid == 0)
+        except BulkheadError as error:
+            _answer_error(connection, error)
+        except OSError as error:
+            _answer_error(connection, InvalidArgument(f"layer request: {error.strerror or error}"))
+        finally:
+            for fd in fds:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    def _work(self, connection: socket.socket, message: dict[str, object], fds: list[int], *, by_root: bool) -> None:
+        verbs: dict[str, Callable[[], None]] = {
+            "decrypt": lambda: self._decrypt(connection, fds),
+            "encrypt": lambda: self._encrypt(connection, fds),
+            "recipients": lambda: self._recipients(connection, fds, by_root=by_root),
+            "grant": lambda: self._grant(connection, message["grant"], fds, by_root=by_root),
+        }
+        if len(message) != 1 or (verb := next(iter(message))) not in verbs:
+            raise InvalidArgument(f"layer request {sorted(message)!a}, expected one of {', '.join(verbs)}")
+        code = "INTERNAL"
+        try:
+            verbs[verb]()
+            code = "OK"
+        except BulkheadError as error:
+            code = error.name
+            raise
+        except OSError:
+            code = "INVALID_ARGUMENT"
+            raise
+        except Exception as error:
+            logger.exception("%s failed", verb)
+            raise Internal(f"{verb} failed inside the decryptor: {type(error).__name__}") from None
+        finally:
+            LAYERS.labels(verb, code).inc()
+
+    def _decrypt(self, connection: socket.socket, fds: list[int]) -> None:
+        request, ends = layers.load(fds[0], keys_pb2.DecryptRequest), _ends(connection, fds)
+        result = self._desk.decrypt(request, ends, lambda: seqpacket.send(connection, {"started": {}}))
+        _finish(connection, fds, layers.dump(result))
+
+    def _encrypt(self, connection: socket.socket, fds: list[int]) -> None:
+        request, ends = layers.load(fds[0], keys_pb2.EncryptRequest), _ends(connection, fds)
+        result = self._desk.encrypt(request, ends, lambda: seqpacket.send(connection, {"started": {}}))
+        _finish(connection, fds, layers.dump(result))
+
+    def _recipients(self, connection: socket.socket, fds: list[int], *, by_root: bool) -> None:
+        if len(fds) != 1:
+            raise InvalidArgument(f"recipients: {len(fds)} descriptors, expected the request's")
+        request = layers.load(fds[0], keys_pb2.RecipientsRequest)
+        _finish(connection, fds, layers.dump(self._desk.add_recipients(request, by_root=by_root)))
+
+    def _grant(self, connection: socket.socket, order: object, fds: list[int], *, by_root: bool) -> None:
+        if not by_root:
+            raise PermissionDenied("only root grants keys")
+        ring = grants.read(order.get("keys") if isinstance(order, dict) else None, fds)
+        while fds:
+            os.close(fds.pop())
+        keys = [
+            {"file": each.file, "kind": each.key.kind, "fingerprint": each.key.fingerprint, "error": each.key.error}
+            for each in ring.entries
+        ]
+        with self._desk.grants.lend(ring) as ident:
+            logger.info("keys granted for one use: %s", ring.describe())
+            seqpacket.send(connection, {"granted": {"id": ident, "keys": keys}})
+            # For as long as the giver holds the connection; whatever it says ends the grant, too.
+            connection.settimeout(None)
+            with contextlib.suppress(OSError):
+                connection.recv(1)
+
+
+def _ends(connection: socket.socket, fds: list[int]) -> stream.Ends:
+    if len(fds) != 3:
+        raise InvalidArgument(f"layer request with {len(fds)} descriptors, expected request, source and sink")
+    return stream.Ends(fds[1], fds[2], connection)
+
+
+def _finish(connection: socket.socket, fds: list[int], result: int) -> None:
+    """Close the sink, so that its reader comes to the end, and say that all is well."""
+    fds.append(result)
+    for fd in fds[1:-1]:
+        os.close(fd)
+    del fds[1:-1]
+    seqpacket.send(connection, {"done": {}}, (result,))
+
+
+def _answer_error(connection: socket.socket, error: BulkheadError) -> None:
+    with contextlib.suppress(OSError):  # a caller that hung up wants no answer
+        seqpacket.send(connection, {"error": {"code": error.code, "message": str(error)[:TEXT_LIMIT]}})
