@@ -22,6 +22,7 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
     "streamclient": {"streamclient": (".", "")},
     "hardware": {"hardware": (".", "")},
     "nriplugin": {"nriplugin": (".", "nri_no_wasm")},
+    "nriexec": {"nriexec": (".", "")},
     "cri-tools": {
         "crictl": ("sigs.k8s.io/cri-tools/cmd/crictl", ""),
         "critest": ("sigs.k8s.io/cri-tools/cmd/critest", ""),

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from bulkhead.config.model import Nri
+from bulkhead.config.model import Bulkhead, Nri
 from bulkhead.errors import NotFound
 from bulkhead.proto import shim_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
@@ -18,6 +18,7 @@ from sandbox_svc.ledger import Ledger
 from sandbox_svc.nri.hooks import Hooks
 from sandbox_svc.nri.lifecycle import Lifecycle
 from sandbox_svc.nri.node_runtime import Controllers, NodeRuntime
+from sandbox_svc.nri_exec import Chain
 from sandbox_svc.store.database import Database, Entry
 from sandbox_svc.store.entities import Container, Pod
 from sandbox_svc.store.model import Model
@@ -118,6 +119,7 @@ def one_pod(tmp_path: Path) -> Iterator[Any]:
 
     node = SimpleNamespace(
         nri=without_plugins(model, bundles, background),
+        exec_plugins=Chain(Bulkhead(nri_exec_conf_path="", nri_exec_conf_dir="")),
         model=model,
         database=database,
         ledger=ledger,

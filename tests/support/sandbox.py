@@ -53,6 +53,11 @@ plugin_path = "{directory}/nri/plugins"
 plugin_config_path = "{directory}/nri/conf.d"
 socket_path = "{directory}/nri/run/nri.sock"
 {more}
+[bulkhead]
+nri_exec_conf_path = "{directory}/nri/conf.json"
+nri_exec_conf_dir = "{directory}/nri/resource.d"
+nri_exec_bin_dir = "{directory}/nri/bin"
+nri_exec_timeout = "3s"
 [bulkhead.metrics_ports]
 sandbox-svc = -1
 """

@@ -54,6 +54,8 @@ socket_path = "{directory}/nri/run/nri.sock"
 {more}
 [bulkhead]
 decryption_keys_path = "{directory}/keys"
+nri_exec_conf_path = "{directory}/nri/conf.json"
+nri_exec_conf_dir = "{directory}/nri/resource.d"
 [bulkhead.metrics_ports]
 {ports}
 """

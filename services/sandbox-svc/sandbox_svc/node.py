@@ -17,6 +17,7 @@ from sandbox_svc.ledger import Ledger
 from sandbox_svc.nri.hooks import Hooks
 from sandbox_svc.nri.lifecycle import Lifecycle
 from sandbox_svc.nri.node_runtime import Controllers, NodeRuntime
+from sandbox_svc.nri_exec import Chain
 from sandbox_svc.oci.model import HostFacts
 from sandbox_svc.reserve import Names
 from sandbox_svc.runtimes import Resolved, Runtimes
@@ -60,6 +61,7 @@ class Node:
         plugins = NodeRuntime(self.model, self.bundle, controllers)
         self.nri = Lifecycle(Hooks(self.config.nri, plugins, __version__), plugins, self.background)
         self.watcher = Watcher(self.ledger, self.background, self.nri.ended)
+        self.exec_plugins = Chain(self.config.bulkhead)
         self.hardware = ConfiguredHardware(self.config.runtime)
 
     @property

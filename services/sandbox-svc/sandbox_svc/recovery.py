@@ -188,7 +188,7 @@ def _reported(link: Link) -> dict[str, Exit]:
 def _settle_one(node: Node, entity: Pod | Container, link: Link, reported: dict[str, Exit]) -> None:
     record = entity.record
     if record.finished_at:
-        node.ledger.undo(entity.id, only=("task",))
+        node.ledger.undo(entity.id, only=undo.TASK)
         return
     if outcome := reported.get(entity.id):
         _ended(node, entity, outcome)
@@ -199,7 +199,7 @@ def _settle_one(node: Node, entity: Pod | Container, link: Link, reported: dict[
         if record.started_at:
             _ended(node, entity, watch.left_behind(node.bundle(entity.id)) or watch.LOST)
         else:
-            node.ledger.undo(entity.id, only=("task",))
+            node.ledger.undo(entity.id, only=undo.TASK)
         return
     if outcome is not None:
         _ended(node, entity, replace(outcome, oom=watch.was_oom(entity, link)))
@@ -222,7 +222,7 @@ def _adopt(node: Node, entity: Pod | Container, link: Link) -> bool:
     state = link.state(entity.id)
     found = process.identify(state.pid) if state is not None else None
     if state is None or found is None or state.status != link.RUNNING:
-        node.ledger.undo(entity.id, only=("task",))
+        node.ledger.undo(entity.id, only=undo.TASK)
         return False
     entity.update(started_at=process.started_at(found), process=found)
     return True
@@ -234,7 +234,7 @@ def _shim_is_dead(node: Node, pod: Pod) -> None:
     for entity in members:
         record = entity.record
         if record.finished_at or record.started_at == 0:
-            node.ledger.undo(entity.id, only=("task",))
+            node.ledger.undo(entity.id, only=undo.TASK)
             continue
         lived = process.alive(record.process)
         if record.cgroup and not cgroup.kill(record.cgroup):

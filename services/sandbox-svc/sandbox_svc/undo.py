@@ -14,6 +14,7 @@ from sandbox_svc import cgroup, netns, process, trees
 from sandbox_svc.cni import AddResult, Attachment, Manager
 from sandbox_svc.images import Images
 from sandbox_svc.ledger import Undo
+from sandbox_svc.nri_exec import Chain, between
 from sandbox_svc.store.database import Database, Entry
 from sandbox_svc.store.model import Model
 from sandbox_svc.store.records import Process, ShimBinding, shim_of
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 #: Failed DELs of one pod after which its network is written off: a pod must not stay Terminating for ever because a
 #: plugin is gone. What is left is named in the log and counted.
 NETWORK_ATTEMPTS = 5
+#: What goes with a process: its task, and exec plugins' knowledge of it.
+TASK = ("task", between.KIND)
 #: Seconds from SIGKILL to the exit of a process that is not stuck in the kernel.
 KILL_TIMEOUT = 10.0
 
@@ -72,6 +75,7 @@ class Undoer:
     ) -> None:
         self._homes = (config.root, config.state)
         self._state = config.state
+        self._exec_plugins = Chain(config.bulkhead)
         self._database = database
         self._model = model
         self._networks = networks
@@ -87,6 +91,7 @@ class Undoer:
             "snapshot": self.snapshot,
             "shim": self.shim,
             "task": self.task,
+            between.KIND: self.exec_plugins,
         }
 
     def directory(self, entry: Entry) -> None:
@@ -159,6 +164,10 @@ class Undoer:
             return  # never created or deleted before; or no shim, and then the cgroup tells what is left
         except TimeoutError as error:
             raise FailedPrecondition(f"container {ident}: alive {KILL_TIMEOUT:g} s after SIGKILL") from error
+
+    def exec_plugins(self, entry: Entry) -> None:
+        """Tell NRI's exec plugins that a container they have heard of is at its end."""
+        between.undo(self._exec_plugins, entry, paths.bundle(self._state, entry.owner))
 
     def shim(self, entry: Entry) -> None:
         """Have the shim leave, by force if it does not, and remove its sockets."""

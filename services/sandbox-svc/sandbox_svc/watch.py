@@ -14,7 +14,7 @@ from typing import Any
 from bulkhead import metrics
 from bulkhead.errors import BulkheadError, NotFound, Unavailable
 from bulkhead.proto import shim_pb2
-from sandbox_svc import cgroup
+from sandbox_svc import cgroup, undo
 from sandbox_svc.background import Background
 from sandbox_svc.ledger import Ledger
 from sandbox_svc.store.entities import Container, Pod
@@ -69,7 +69,7 @@ class Watcher:
         entity.finished(outcome)
         self._tell(entity)
         with metrics.stage("task_delete"):
-            self._ledger.undo(entity.id, only=("task",))
+            self._ledger.undo(entity.id, only=undo.TASK)
 
 
 def was_oom(entity: Pod | Container, link: Link) -> bool:

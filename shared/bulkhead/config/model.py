@@ -228,6 +228,8 @@ class Bulkhead:
     unpack_max_bytes: int = 64 * 1024**3
     #: Seconds one layer may take to unpack, and a whole pull to finish.
     unpack_timeout: float = 1800.0
+    #: Layers unpacked at a time by all pulls, two processes each; 0: as many as there are processors, at least 2.
+    unpack_slots: int = 0
     pull_timeout: float = 3600.0
     #: Bytes a second below which a download counts as stalled (measured over 30 s).
     pull_minimum_rate: int = 1024
@@ -236,6 +238,12 @@ class Bulkhead:
     image_credential_provider_bin_dir: str = ""
     #: Seconds a CNI plugin chain may take.
     cni_timeout: float = 180.0
+    #: NRI 0.1: the file and the directory of *.conf that name plugins to run; none where neither is there, or with "".
+    nri_exec_conf_path: str = "/etc/nri/conf.json"
+    nri_exec_conf_dir: str = "/etc/nri/resource.d"
+    nri_exec_bin_dir: str = "/opt/nri/bin"
+    #: Seconds one of them may take.
+    nri_exec_timeout: float = 10.0
     #: Longest wait of the frontend for a restarting backend, seconds.
     backend_wait: float = 10.0
 

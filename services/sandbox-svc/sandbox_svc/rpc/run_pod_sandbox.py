@@ -22,6 +22,7 @@ from sandbox_svc import netns, pod_files, process, reserve, undo, usermap, valid
 from sandbox_svc.cni import AddResult, Attachment
 from sandbox_svc.cni.capabilities import attachment
 from sandbox_svc.node import Node
+from sandbox_svc.nri_exec import between
 from sandbox_svc.oci.model import SandboxInput
 from sandbox_svc.oci.spec import sandbox_spec
 from sandbox_svc.rootfs_users import read as rootfs_users
@@ -216,20 +217,27 @@ class _Creation:
         place = bundle.write(node.bundle(ident), spec, self._users)
         self.step = "starting the shim"
         pod.link = start_shim(node, pod, self._runtime, place)
-        cgroups_path = str(spec["linux"].get("cgroupsPath", ""))
-        node.database.intend(ident, [undo.task(ident, pod.link.binding, cgroups_path)])
         self.step = "creating the pause container"
-        with metrics.stage("task_create"):
-            owner = self._users.root if self._users else None
-            with usermap.mapped(prepared.mounts, self._users, node.id_stage(ident)) as mounts:
-                pod.link.create(ident, str(place), mounts, options=self._runtime.options(owner))
+        self._mounts = prepared.mounts
+        self._plugins = between.Creation(node, pod, self._create_task)
+        self._plugins.create(str(spec["linux"].get("cgroupsPath", "")))
         self._image_id = image.id
-        self._cgroup = cgroups_path
         self._label = str(spec["process"].get("selinuxLabel", ""))
+
+    def _create_task(self, cgroups_path: str) -> int:
+        """Have the runtime create the pause container in that cgroup."""
+        node, pod, users = self._node, self._pod, self._users
+        assert pod.link is not None
+        self._cgroup = cgroups_path
+        node.database.intend(pod.id, [undo.task(pod.id, pod.link.binding, cgroups_path)])
+        with metrics.stage("task_create"), usermap.mapped(self._mounts, users, node.id_stage(pod.id)) as mounts:
+            options = self._runtime.options(users.root if users else None)
+            return pod.link.create(pod.id, str(node.bundle(pod.id)), mounts, options=options)
 
     def _start(self, added: AddResult) -> None:
         pod = self._pod
         assert pod.link is not None
+        self._plugins.ask()
         now = time.time_ns()
         with metrics.stage("task_start"):
             pid = pod.link.start(pod.id)

@@ -10,6 +10,7 @@ from bulkhead.errors import FailedPrecondition, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import limits, process, undo, usermap
 from sandbox_svc.node import Node
+from sandbox_svc.nri_exec import between
 from sandbox_svc.rpc import bundle
 from sandbox_svc.store.entities import Container
 from sandbox_svc.task import stdio
@@ -39,7 +40,7 @@ def start_container(
             _start(node, container, link)
         except Exception as error:
             logger.warning("container %s could not be started: %s", container.id, error)
-            node.ledger.undo(container.id, only=("task",))
+            node.ledger.undo(container.id, only=undo.TASK)
             now = time.time_ns()
             container.update(
                 started_at=now, finished_at=now, exit_code=START_FAILED, reason="StartError", message=str(error)[:4096]
@@ -58,23 +59,31 @@ def _start(node: Node, container: Container, link: Link) -> None:
     record, ident = container.record, container.id
     runtime = node.runtimes.resolve(container.pod.record.handler)
     place = node.bundle(ident)
-    node.database.intend(ident, [undo.task(ident, link.binding, record.cgroup)])
-    start_again(node, link, ident, place, runtime)
     names = stdio.names(record, node.config.runtime.max_container_log_line_size)
     users = node.users(container.pod)
-    mapped = usermap.mapped(bundle.read_mounts(place), users, node.id_stage(ident))
+
+    def make(cgroups_path: str) -> int:
+        if cgroups_path != container.record.cgroup:
+            container.update(cgroup=cgroups_path)
+        node.database.intend(ident, [undo.task(ident, link.binding, cgroups_path)])
+        start_again(node, link, ident, place, runtime)
+        mapped = usermap.mapped(bundle.read_mounts(place), users, node.id_stage(ident))
+        with metrics.stage("task_create"), mapped as mounts:
+            return link.create(
+                ident,
+                str(place),
+                mounts,
+                stdin=names.stdin,
+                stdout=names.stdout,
+                stderr=names.stderr,
+                terminal=record.config.tty,
+                options=runtime.options(users.root if users else None),
+            )
+
     changed = container.limits_changed
-    with metrics.stage("task_create"), mapped as mounts:
-        pid = link.create(
-            ident,
-            str(place),
-            mounts,
-            stdin=names.stdin,
-            stdout=names.stdout,
-            stderr=names.stderr,
-            terminal=record.config.tty,
-            options=runtime.options(users.root if users else None),
-        )
+    creation = between.Creation(node, container, make)
+    creation.create(record.cgroup)
+    pid = creation.ask()
     with node.nri.operation():
         node.nri.starting(container, pid)
         # Taken before: the process may have ended by the time that Start is answered.

@@ -7,7 +7,7 @@ import grpc
 from bulkhead import metrics
 from bulkhead.errors import BulkheadError, FailedPrecondition, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import past_shim
+from sandbox_svc import past_shim, undo
 from sandbox_svc.node import Node
 from sandbox_svc.rpc.stop_container import stop
 from sandbox_svc.store.entities import Container, Pod
@@ -100,8 +100,8 @@ def retire_shim(node: Node, pod: Pod) -> None:
         if pod.record.ready:
             return
         members = [*(container.id for container in node.model.containers_of(pod)), pod.id]
-        any(node.ledger.undo(ident, only=("task",)) for ident in members)
+        any(node.ledger.undo(ident, only=undo.TASK) for ident in members)
         if not node.ledger.undo(pod.id, only=("shim",)):
             pod.link = None
         for ident in members:
-            node.ledger.undo(ident, only=("task",))
+            node.ledger.undo(ident, only=undo.TASK)

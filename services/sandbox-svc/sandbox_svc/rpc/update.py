@@ -9,6 +9,7 @@ from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import limits, validate
 from sandbox_svc.cni import template
 from sandbox_svc.node import Node
+from sandbox_svc.nri_exec import between
 from sandbox_svc.oci.resources import updated
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def update_container_resources(
             limits.change(container, node.bundle(container.id), before, request.linux, request.annotations)
         else:
             node.nri.runtime.change(container, wanted, before, request.linux, request.annotations)
+        between.updated(node, container)
         node.nri.updated(container)
     return cri.UpdateContainerResourcesResponse()
 

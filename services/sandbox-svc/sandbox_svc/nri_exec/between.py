@@ -1,0 +1,87 @@
+"""The moments at which exec plugins are run: between create and start, after an update, at the end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bulkhead.files import write_atomic
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc.nri_exec.chain import Chain
+from sandbox_svc.nri_exec.messages import Subject
+from sandbox_svc.rpc import bundle
+from sandbox_svc.store.database import Entry
+from sandbox_svc.store.entities import Container, Pod
+
+if TYPE_CHECKING:
+    from sandbox_svc.node import Node
+
+#: The ledger's kind of entry: plugins have heard of a creation and are to hear of the end.
+KIND = "nri_exec"
+
+
+class Creation:
+    """A task that is created, asked about, and then started by the caller.
+
+    `make` writes the task into the ledger, creates it in the cgroup that it is given and returns its process. It is
+    called again, after the task was taken back, where a plugin wants another cgroup. The ledger undoes what fails.
+    """
+
+    def __init__(self, node: "Node", entity: Pod | Container, make: Callable[[str], int]) -> None:
+        self._node, self._entity, self._make = node, entity, make
+        self._pid = -1
+
+    def create(self, cgroups_path: str) -> None:
+        """Create the task; not with plugins' files that cannot be read."""
+        self._plugins = self._node.exec_plugins.plugins()
+        self._pid = self._make(cgroups_path)
+
+    def ask(self) -> int:
+        """Run the plugins, which may refuse the start, and return the process that may be started."""
+        node, entity = self._node, self._entity
+        if not self._plugins:
+            return self._pid
+        pod = _pod(entity)
+        entry = Entry(KIND, {"id": entity.id, "sandbox": pod.id, "labels": dict(pod.record.config.labels)})
+        node.database.intend(entity.id, [entry])
+        subject = _subject(entity, self._pid, node.bundle(entity.id))
+        node.exec_plugins.create(self._plugins, subject, self._move)
+        return self._pid
+
+    def _move(self, cgroups_path: str) -> int:
+        """Create the task anew in another cgroup."""
+        if errors := self._node.ledger.undo(self._entity.id, only=("task",)):
+            raise errors[0]
+        place = self._node.bundle(self._entity.id)
+        spec = bundle.read(place)
+        spec["linux"]["cgroupsPath"] = cgroups_path
+        write_atomic(place / "config.json", json.dumps(spec, separators=(",", ":")).encode())
+        self._pid = self._make(cgroups_path)
+        return self._pid
+
+
+def updated(node: "Node", container: Container) -> None:
+    """Tell plugins that a running container's limits have changed."""
+    plugins = node.exec_plugins.plugins()
+    process = container.record.process
+    if plugins and process is not None and container.state == cri.CONTAINER_RUNNING:
+        node.exec_plugins.update(plugins, _subject(container, process.pid, node.bundle(container.id)))
+
+
+def undo(chain: Chain, entry: Entry, place: Path) -> None:
+    """Tell plugins of the end of what they have heard of; its bundle may be gone already."""
+    data = entry.data
+    try:
+        spec = bundle.read(place)
+    except (OSError, ValueError):
+        spec = {}
+    chain.delete(Subject(data["id"], data["sandbox"], -1, spec, data["labels"]))
+
+
+def _subject(entity: Pod | Container, pid: int, place: Path) -> Subject:
+    pod = _pod(entity)
+    return Subject(entity.id, pod.id, pid, bundle.read(place), dict(pod.record.config.labels))
+
+
+def _pod(entity: Pod | Container) -> Pod:
+    return entity if isinstance(entity, Pod) else entity.pod
