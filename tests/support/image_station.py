@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,9 +86,12 @@ class Station:
         return sorted(name for image in found for name in (*image.repo_tags, *image.repo_digests))
 
     def blobs(self) -> set[str]:
-        """Return the digests on disk, after a collection."""
+        """Return the digests on disk, after a collection, and after the one that the service may be at."""
         self.parts.collector.collect()
-        return set(self.parts.content.digests())
+        until = time.monotonic() + 5
+        while (found := set(self.parts.content.digests())) - self.parts.store.blobs() and time.monotonic() < until:
+            time.sleep(0.01)
+        return found
 
 
 @contextmanager

@@ -106,6 +106,10 @@ class Importer:
             return tree.select(selection.platforms, where)
         own = tree.choose(self._host)
         if own is None:
+            # A manifest says nothing of its platform where the configuration is missing.
+            configs = [each.config.digest for each in tree.variants if each.config and each.platform is None]
+            if lost := [digest for digest in configs if not self._parts.content.has(digest)]:
+                raise FailedPrecondition(f"{where}: not in the archive: {', '.join(lost)}")
             offered = ", ".join(str(each.platform) for each in tree.images) or "none that can run"
             text = f"{where}: no image for this machine's platform {self._host}; there are {offered}. "
             raise NotFound(f"{text}Ask for a platform, or for all of them, to keep it without running it")

@@ -1,0 +1,236 @@
+"""Archives come in as they should, and those that are not sound leave nothing."""
+
+import gzip
+import json
+from typing import Any
+
+import grpc
+import pytest
+import zstandard
+
+from bulkhead.proto import images_pb2 as pb
+from support import archives
+from support.archives import FULL_NAME, REF_NAME
+from support.image_station import Station
+from support.images import MEDIA, Image, Layer, digest
+
+
+@pytest.fixture
+def image() -> Image:
+    """Return an image of two layers."""
+    return Image([Layer().file("a", "lower").tar(), Layer().file("b", "upper").tar()], {"Labels": {"made": "here"}})
+
+
+def refused(node: Station, data: bytes, options: pb.ImportOptions | None = None) -> tuple[grpc.StatusCode, str]:
+    """Import an archive that is not sound, check that nothing of it stays, and return how it failed."""
+    with pytest.raises(grpc.RpcError) as caught:
+        node.send(data, options)
+    assert node.listed() == []
+    assert node.stub.List(pb.ListRequest(), timeout=5).images == []
+    assert node.blobs() == set()
+    assert list(node.parts.content.partials()) == []
+    return caught.value.code(), caught.value.details() or ""
+
+
+@pytest.mark.parametrize("family", ["oci", "docker"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
+def test_oci_layout(node: Station, image: Image, family: str, pack: Any) -> None:
+    """A layout is an image of the CRI under its name and digest, with the manifest as it was."""
+    image.family = family
+    result = node.send(pack(archives.tar(archives.oci(image))))
+
+    name = digest(image.manifest())
+    assert result.digest == name
+    assert list(result.names) == ["docker.io/library/app:1"]
+    assert node.listed() == ["docker.io/library/app:1", f"docker.io/library/app@{name}"]
+    assert result.images[0].labels == {"made": "here"}
+    assert len([call for call in node.unpack.calls if call[0] == "settle"]) == 2
+
+
+def test_a_layout_may_come_in_any_order(node: Station, image: Image) -> None:
+    """The index may be the last file, and names may begin with "./"."""
+    files = archives.oci(image)
+    node.send(archives.tar({f"./{name}": files[name] for name in reversed(files)}))
+    assert "docker.io/library/app:1" in node.listed()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_docker_save(node: Station, image: Image, packed: bool) -> None:
+    """What docker save wrote is imported under its tags, its layers compressed or not; the id is the image's own."""
+    files = archives.saved(image, "box:2", "quay.io/box:3")
+    if packed:
+        files = {name: gzip.compress(data) if name.endswith(".tar") else data for name, data in files.items()}
+    result = node.send(archives.tar(files))
+
+    config, _ = image.blobs()
+    assert [each.id for each in result.images] == [digest(config)]
+    assert {"docker.io/library/box:2", "quay.io/box:3"} <= set(node.listed())
+    again = node.send(archives.tar(files))
+    assert again.digest == result.digest
+
+
+def test_docker_save_links_layers(node: Station) -> None:
+    """docker save before version 25 wrote a layer that two images share once, and links to it."""
+    import io
+    import tarfile
+
+    same = Layer().file("a", "twice").tar()
+    files = archives.saved(Image([same]), "box:1")
+    out = io.BytesIO()
+    (layer,) = [name for name in files if name.endswith("layer.tar")]
+    manifest = json.loads(files["manifest.json"])
+    manifest[0]["Layers"] = ["other/layer.tar"]
+    with tarfile.open(fileobj=out, mode="w") as made:
+        for name, data in {**files, "manifest.json": json.dumps(manifest).encode()}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            made.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("other/layer.tar")
+        link.type, link.linkname = tarfile.SYMTYPE, f"../{layer}"
+        made.addfile(link)
+    node.send(out.getvalue())
+    assert "docker.io/library/box:1" in node.listed()
+
+
+def test_names_of_ones_own(node: Station, image: Image) -> None:
+    """Names given replace those of the archive; a bare tag needs to know what it is a tag of."""
+    plain = archives.tar(archives.oci(image, ""))
+    assert "has no name" in refused(node, plain)[1]
+    result = node.send(plain, pb.ImportOptions(names=["x.io/a:1", "x.io/b"]))
+    assert list(result.names) == ["x.io/a:1", "x.io/b:latest"]
+
+    described = archives.entry(image.manifest(), MEDIA["oci"]["manifest"], **{REF_NAME: "7"})
+    bare = archives.tar(archives.layout([described], archives.image_blobs(image)))
+    with pytest.raises(grpc.RpcError, match="base_name"):
+        node.send(bare)
+    assert list(node.send(bare, pb.ImportOptions(base_name="x.io/c")).names) == ["x.io/c:7"]
+    with pytest.raises(grpc.RpcError, match="has a digest"):
+        node.send(plain, pb.ImportOptions(names=[f"x.io/a@{digest(b'')}"]))
+
+
+def platforms(node: Station, image: Image) -> tuple[bytes, Image]:
+    """Return an archive of an index of two platforms, and the image of the other one."""
+    other = Image([Layer().file("a", "for arm").tar()], architecture="arm64")
+    index = archives.index_of([other, image])
+    described = archives.entry(index, MEDIA["oci"]["index"], **{FULL_NAME: "x.io/multi:1"})
+    blobs = {archives.blob_name(digest(index)): index, **archives.image_blobs(image), **archives.image_blobs(other)}
+    return archives.tar(archives.layout([described], blobs)), other
+
+
+def test_platforms(node: Station, image: Image) -> None:
+    """Of an index the machine's platform is taken, or all of them; the others are content that the CRI does not see."""
+    data, other = platforms(node, image)
+    node.send(data)
+    other_config, other_layers = other.blobs()
+    assert digest(other_config) not in node.blobs()
+
+    result = node.send(data, pb.ImportOptions(platforms=pb.Platforms(all=True)))
+    assert list(result.images[0].platforms) == ["linux/arm64", "linux/amd64"]
+    assert {digest(other_config), digest(other_layers[0])} <= node.blobs()
+    assert len(node.cri.ListImages(pb_list(), timeout=5).images) == 1
+
+    node.stub.Delete(pb.DeleteRequest(image="x.io/multi:1"), timeout=5)
+    assert node.blobs() == set()
+
+
+def pb_list() -> Any:
+    """Return the CRI's request for all images."""
+    from bulkhead.proto.runtime.v1 import api_pb2
+
+    return api_pb2.ListImagesRequest()
+
+
+def test_another_platform_alone(node: Station, image: Image) -> None:
+    """An image for another machine is refused with the platforms there are, or kept without being unpacked."""
+    data, other = platforms(node, image)
+    single = archives.tar(archives.oci(other))
+    code, text = refused(node, single)
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert "linux/arm64" in text
+
+    result = node.send(data, pb.ImportOptions(platforms=pb.Platforms(names=["linux/arm64"])))
+    assert not result.images[0].unpacked
+    assert node.listed() == []
+    assert node.export("x.io/multi:1", platforms=pb.Platforms(names=["arm64"]))
+    with pytest.raises(grpc.RpcError, match="no image for platform linux/s390x"):
+        node.send(data, pb.ImportOptions(platforms=pb.Platforms(names=["linux/s390x"])))
+
+
+def test_no_unpack(node: Station, image: Image) -> None:
+    """Content only: nothing is unpacked, nothing listed; a later import without it makes an image of it."""
+    data = archives.tar(archives.oci(image))
+    node.send(data, pb.ImportOptions(no_unpack=True))
+    assert (node.listed(), node.unpack.trees) == ([], {})
+    assert node.stub.Inspect(pb.InspectRequest(image="app:1"), timeout=5).config_json == image.blobs()[0]
+    node.send(data)
+    assert "docker.io/library/app:1" in node.listed()
+
+
+def test_a_wrong_digest(node: Station, image: Image) -> None:
+    """A blob that is not what its name promises fails the import."""
+    files = archives.oci(image)
+    name = archives.blob_name(digest(image.blobs()[1][0]))
+    code, text = refused(node, archives.tar({**files, name: b"x" * len(files[name])}))
+    assert code is grpc.StatusCode.DATA_LOSS
+    assert name in text
+
+
+def test_a_wrong_diff_id(node: Station, image: Image) -> None:
+    """A layer of docker save that is not the one its configuration lists fails the import, compressed or not."""
+    files = archives.saved(image, "box:1")
+    layer = next(name for name in files if name.endswith("layer.tar"))
+    for bad in (Layer().file("evil", "x").tar(), gzip.compress(Layer().file("evil", "x").tar())):
+        code, text = refused(node, archives.tar({**files, layer: bad}))
+        assert code is grpc.StatusCode.DATA_LOSS
+        assert "diff" in text or "tar has digest" in text
+
+
+def test_a_configuration_of_another_name(node: Station, image: Image) -> None:
+    """The configuration's file is named after its digest, and must have it."""
+    files = archives.saved(image, "box:1")
+    name = next(each for each in files if each.endswith(".json") and each != "manifest.json")
+    other = json.loads(files[name])
+    other["config"]["Cmd"] = ["evil"]
+    code, _ = refused(node, archives.tar({**files, name: json.dumps(other).encode()}))
+    assert code is grpc.StatusCode.DATA_LOSS
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_missing_blob(node: Station, image: Image, which: int) -> None:
+    """Configuration, layer or manifest: what is missing is named."""
+    files = archives.oci(image)
+    config, layers = image.blobs()
+    missing = (config, layers[1], image.manifest())[which]
+    del files[archives.blob_name(digest(missing))]
+    code, text = refused(node, archives.tar(files))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert digest(missing) in text
+
+
+def test_not_an_archive(node: Station, image: Image) -> None:
+    """What is no tar, no image, cut or empty says so."""
+    whole = archives.tar(archives.oci(image))
+    assert "not a tar" in refused(node, b"hello" * 500)[1]
+    assert "neither an OCI layout" in refused(node, archives.tar({"readme": b"x"}))[1]
+    assert "before 1.10" in refused(node, archives.tar({"repositories": b"{}"}))[1]
+    assert "empty" in refused(node, b"")[1]
+    assert refused(node, whole[: 3 * 512 + 100])[0] is grpc.StatusCode.DATA_LOSS
+    assert refused(node, gzip.compress(whole)[:-300])[0] is grpc.StatusCode.DATA_LOSS
+    assert "holds no images" in refused(node, archives.tar(archives.layout([], {})))[1]
+
+
+def test_options_come_first(node: Station) -> None:
+    """A stream that does not begin with options is refused."""
+    with pytest.raises(grpc.RpcError, match="options"):
+        list(node.stub.Import(iter([pb.ImportRequest(data=b"x")]), timeout=5))
+
+
+def test_a_failure_takes_back_the_names_it_gave(node: Station, image: Image) -> None:
+    """When the second image of an archive cannot be unpacked, the first one's names go as well."""
+    bad = Image([b"no tar at all"])
+    entries = [
+        archives.entry(each.manifest(), MEDIA["oci"]["manifest"], **{FULL_NAME: f"x.io/{name}:1"})
+        for name, each in (("good", image), ("bad", bad))
+    ]
+    data = archives.tar(archives.layout(entries, {**archives.image_blobs(image), **archives.image_blobs(bad)}))
+    assert refused(node, data)[0] is grpc.StatusCode.DATA_LOSS
