@@ -52,7 +52,11 @@ WORD = st.fixed_dictionaries({"value": VALUES})
 RESOURCES = optional(
     memory=optional(limit=NUMBER, reservation=NUMBER, swap=NUMBER, swappiness=NUMBER, use_hierarchy=FLAG),
     cpu=optional(shares=NUMBER, quota=NUMBER, period=NUMBER, realtime_period=NUMBER, cpus=VALUES, mems=VALUES),
-    hugepage_limits=some(st.fixed_dictionaries({"page_size": SET, "limit": st.sampled_from(["1", "2"])})),
+    hugepage_limits=st.lists(
+        st.fixed_dictionaries({"page_size": SET, "limit": st.sampled_from(["1", "2"])}),
+        max_size=2,
+        unique_by=lambda one: one["page_size"],
+    ),
     unified=st.dictionaries(SET, VALUES, max_size=2),
     blockio_class=WORD,
     rdt_class=WORD,

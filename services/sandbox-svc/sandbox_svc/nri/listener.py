@@ -1,11 +1,13 @@
 """The socket that plugins connect to."""
 
 import contextlib
+import errno
 import logging
 import os
 import socket
 import struct
 import threading
+import time
 from pathlib import Path
 
 from bulkhead.sockets import is_live
@@ -81,10 +83,10 @@ class Listener:
             try:
                 connection, _ = listener.accept()
             except OSError as error:
-                if listener.fileno() < 0 or error.errno in (22, 9):
+                if listener.fileno() < 0 or error.errno in (errno.EINVAL, errno.EBADF):
                     return
                 logger.warning("NRI: %s: %s", self.path, error)
-                threading.Event().wait(1.0)  # out of descriptors, most likely
+                time.sleep(1.0)  # out of descriptors, most likely
                 continue
             with self._lock:
                 full = self._registering + len(self._registry.plugins) >= CONNECTION_LIMIT

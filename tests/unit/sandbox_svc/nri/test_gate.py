@@ -1,0 +1,93 @@
+"""Synchronizations and operations: never both, and nobody waits for ever."""
+
+import threading
+import time
+
+import pytest
+
+from bulkhead.errors import DeadlineExceeded
+from sandbox_svc.nri.gate import Gate
+
+
+def test_operations_pass_side_by_side() -> None:
+    """Two operations are inside at once."""
+    gate, both = Gate(), threading.Barrier(2, timeout=5)
+
+    def work() -> None:
+        with gate.operation(5):
+            both.wait()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+
+    assert not both.broken
+
+
+def test_a_synchronization_waits_for_operations_and_holds_new_ones_off() -> None:
+    """It begins when the last operation ends; one that comes meanwhile begins after it."""
+    gate, seen = Gate(), list[str]()
+    waiting = threading.Event()
+
+    def alone() -> None:
+        with gate.alone(5):
+            seen.append("alone")
+            waiting.set()
+            time.sleep(0.05)
+            seen.append("done")
+
+    def late() -> None:
+        with gate.operation(5):
+            seen.append("late")
+
+    with gate.operation(5):
+        synchronization = threading.Thread(target=alone)
+        synchronization.start()
+        while not gate._waiting:
+            time.sleep(0.001)
+        other = threading.Thread(target=late)
+        other.start()
+        with gate.operation(0.01):  # one inside another must not wait for what waits for it
+            seen.append("inner")
+    synchronization.join(5)
+    other.join(5)
+
+    assert seen == ["inner", "alone", "done", "late"]
+
+
+def test_waits_end() -> None:
+    """Whoever is kept waiting longer than it allowed gets DEADLINE_EXCEEDED, and the gate works on."""
+    gate = Gate()
+    inside, leave = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with gate.operation(1):
+            inside.set()
+            leave.wait(5)
+
+    holder = threading.Thread(target=work)
+    holder.start()
+    inside.wait(5)
+    with pytest.raises(DeadlineExceeded, match="1 operations did not end"), gate.alone(0.01):
+        pass
+    leave.set()
+    holder.join(5)
+
+    with gate.alone(1):
+        outcome: list[str] = []
+
+        def refused() -> None:
+            try:
+                with gate.operation(0.01):
+                    pass
+            except DeadlineExceeded as error:
+                outcome.append(str(error))
+
+        late = threading.Thread(target=refused)
+        late.start()
+        late.join(5)
+    assert "synchronization" in outcome[0]
+    with gate.operation(0.01):
+        pass
