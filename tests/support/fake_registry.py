@@ -14,6 +14,7 @@ from typing import Any
 from bulkhead.errors import DataLoss
 from image_svc.unpack.client import Usage
 from image_svc.unpack.protocol import Limits, Unpacked
+from support.fake_uploads import Uploads
 from support.images import MEDIA, Image, digest
 
 
@@ -45,7 +46,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
         self.registry.serve(self)
 
-    do_GET = do_HEAD = do_POST = answer  # noqa: N815 # names of the base class
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = answer  # noqa: N815 # names of the base class
+
+    def read(self, limit: int | None = None) -> bytes:
+        """Read the request's body; with a limit only so much of it, and the connection breaks."""
+        length = int(self.headers.get("Content-Length", "0"))
+        if limit is None:
+            return self.rfile.read(length)
+        self.break_off()
+        return self.rfile.read(min(limit, length))
 
     def reply(self, status: int, body: bytes = b"", **headers: str) -> bool:
         """Send an answer; underscores in header names become dashes."""
@@ -78,6 +87,7 @@ class FakeRegistry:
     blobs: dict[str, bytes] = field(default_factory=dict)
     rules: list[tuple[str, Rule]] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    uploads: Uploads = field(default_factory=Uploads)
 
     def push(self, repository: str, tag: str, image: Image) -> str:
         """Hold an image and return the digest of its manifest."""
@@ -111,7 +121,11 @@ class FakeRegistry:
         return [each for each in self.seen if part in each.path]
 
     def serve(self, handler: Handler) -> None:
-        """Answer as a sound registry does, ranges included."""
+        """Answer as a sound registry does, ranges and uploads included."""
+        if handler.command not in ("GET", "HEAD") or "/blobs/uploads/" in handler.path:
+            if not self.uploads.serve(handler, self.blobs, self.manifests):
+                handler.reply(405)
+            return
         path = handler.path.partition("?")[0].removeprefix("/v2/")
         name = path.rpartition("/")[2]
         if "/manifests/" in path and path in self.manifests:
