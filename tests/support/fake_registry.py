@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bulkhead.errors import DataLoss
+from image_svc import digests
+from image_svc.decompress import tar_stream
 from image_svc.unpack.client import Usage
 from image_svc.unpack.protocol import Limits, Unpacked
 from support.fake_uploads import Uploads
@@ -180,11 +182,12 @@ class FakeUnpack:
         self.gate = threading.Event()
         self.gate.set()
 
-    def unpack(self, name: str, stream: int, limits: Limits) -> Unpacked:
+    def unpack(self, name: str, stream: int, limits: Limits, algorithm: str = "sha256") -> Unpacked:
         """Read the stream to its end."""
         self.calls.append(("unpack", name))
         with open(stream, "rb", closefd=False) as file:
-            data = file.read()
+            blob = file.read()
+        data = b"".join(tar_stream([blob], "layer"))
         self.gate.wait(10)
         try:
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
@@ -192,7 +195,7 @@ class FakeUnpack:
         except tarfile.TarError as error:
             raise DataLoss(f"not a tar: {error}") from error
         count = len(self.trees[name])
-        return Unpacked(count, len(data), count, len(data), 0, 0, 0, 0)
+        return Unpacked(count, len(data), count, len(data), 0, 0, 0, 0, digests.of(data, algorithm))
 
     def settle(self, name: str, lower: Sequence[str]) -> int:
         """Check that what is beneath was settled before."""

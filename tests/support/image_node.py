@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from bulkhead.config.model import Config, Images, Registry
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
+from image_svc.bring import Bringer
 from image_svc.catalogue import Catalogue
 from image_svc.decryption import Gatekeeper
 from image_svc.gc import Collector
@@ -15,6 +16,7 @@ from image_svc.patience import Patience
 from image_svc.platforms import Platform
 from image_svc.pull import Puller
 from image_svc.recovery import Recovery
+from image_svc.registry.registries import Registries
 from image_svc.registry.repository import Retry
 from image_svc.registry.stream import Rate
 from image_svc.store import Store
@@ -43,14 +45,13 @@ class Node:
         self.store = Store(self.root / "images.db")
         self.leases = Leases()
         gatekeeper = Gatekeeper(self.root, self.key_model)
+        self.bringer = Bringer(config, self.content, self.store, client)
         self.puller = Puller(
-            config,
+            Registries(config, retry=QUICK),
             self.content,
-            self.store,
-            client,
+            self.bringer,
             gatekeeper,
             self.leases,
-            retry=QUICK,
             host=Platform("linux", "amd64"),
         )
         self.catalogue = Catalogue(self.store, ())

@@ -1,105 +1,139 @@
 """From a layer blob to its tar stream, in bounded memory whatever the compression ratio."""
 
+import gzip
 import io
+import os
 from collections.abc import Iterable, Iterator
-from typing import IO, cast
+from typing import IO, BinaryIO, Protocol, cast
 
 import zstandard
-from isal import igzip_lib
+from isal import isal_zlib
 
 from bulkhead.errors import DataLoss
 
-#: Bytes handed on at once.
+#: Bytes handed on at once by `tar_stream`.
 OUTPUT = 1 << 20
-#: Bytes fed at once; a gzip file of many members (eStargz has one a file) copies what is left at each member's end.
-_SLICE = 64 * 1024
+#: Bytes read at once.
+_INPUT = 128 * 1024
 #: libzstd's own default limit, stated: a frame that needs a larger window is refused.
 _WINDOW = 128 << 20
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 #: Skippable frames, which zstd:chunked puts its table of contents in, may come first.
 _SKIPPABLE = tuple(bytes([0x50 + n, 0x2A, 0x4D, 0x18]) for n in range(16))
 
+_BROKEN: tuple[type[Exception], ...] = (
+    EOFError,
+    gzip.BadGzipFile,
+    cast(type[Exception], isal_zlib.error),  # typed as a value, is an exception
+    zstandard.ZstdError,
+)
 
-def tar_stream(blob: Iterable[bytes], where: str) -> Iterator[bytes]:
-    """Yield the tar of a layer blob; DataLoss if it cannot be decompressed.
 
-    The first bytes decide, not the media type, which some builders get wrong; containerd does the same.
+class _Reader(Protocol):
+    def readinto(self, room: memoryview, /) -> int: ...
+
+
+class TarReader:
+    """The tar of a layer blob, read from a descriptor or another raw file.
+
+    The first bytes decide how it is compressed, not the media type, which some builders get wrong; containerd does the
+    same.
     """
-    blocks = iter(blob)
-    head = b""
-    for block in blocks:
-        head += block
-        if len(head) >= 4:
-            break
-    rest = _chain(head, blocks)
-    if head.startswith(_GZIP):
-        return _gunzip(rest, where)
-    if head.startswith((_ZSTD, *_SKIPPABLE)):
-        return _unzstd(rest, where)
-    return rest
 
+    def __init__(self, source: io.RawIOBase, where: str) -> None:
+        """Read the first bytes; `where` begins every message."""
+        self._where = where
+        head = b""
+        while len(head) < 4 and (piece := source.read(4 - len(head))):
+            head += piece
+        joined = _Headed(head, source)
+        self._reader: _Reader = joined
+        if head.startswith(_GZIP):
+            # What igzip.IGzipFile is made of: it alone decompresses into memory that is there already.
+            self._reader = isal_zlib._GzipReader(cast(BinaryIO, joined), _INPUT)
+        elif head.startswith((_ZSTD, *_SKIPPABLE)):
+            self._reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(
+                cast(IO[bytes], joined), read_size=_INPUT, read_across_frames=True, closefd=False
+            )
 
-def _chain(head: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    if head:
-        yield head
-    yield from blocks
+    def fill(self, room: memoryview) -> int:
+        """Fill the memory and return how many bytes that were: fewer than there is room for only at the end.
 
-
-def _gunzip(blob: Iterator[bytes], where: str) -> Iterator[bytes]:
-    member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-    fresh = True
-    try:
-        for piece in _slices(blob):
-            data = piece
-            while data or not (member.needs_input or member.eof):
-                if fresh and not (data := data.lstrip(b"\0")):
-                    break  # zero padding after the last member
-                out = member.decompress(data, OUTPUT)
-                fresh, data = False, b""
-                if out:
-                    yield out
-                if member.eof:
-                    data, fresh = member.unused_data, True
-                    member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-    except igzip_lib.error as error:  # type: ignore[misc] # typed as a value, is an exception
-        raise DataLoss(f"{where}: gzip: {error}") from error
-    if not fresh:
-        raise DataLoss(f"{where}: gzip: the stream ends in the middle")
-
-
-def _slices(blob: Iterator[bytes]) -> Iterator[bytes]:
-    for block in blob:
-        for start in range(0, len(block), _SLICE):
-            yield block[start : start + _SLICE]
-
-
-def _unzstd(blob: Iterator[bytes], where: str) -> Iterator[bytes]:
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
-    source = _Readable(blob)
-    with decompressor.stream_reader(
-        cast(IO[bytes], source), read_size=_SLICE, read_across_frames=True, closefd=False
-    ) as reader:
+        DataLoss if the blob cannot be decompressed or ends in the middle.
+        """
+        have = 0
         try:
-            while out := reader.read(OUTPUT):
-                yield out
-        except zstandard.ZstdError as error:
-            raise DataLoss(f"{where}: zstd: {error}") from error
+            while have < len(room) and (count := self._reader.readinto(room[have:])):
+                have += count
+        except _BROKEN as error:
+            kind = "zstd" if isinstance(error, zstandard.ZstdError) else "gzip"
+            raise DataLoss(f"{self._where}: {kind}: {error}") from error
+        return have
 
 
-class _Readable(io.RawIOBase):
-    """Blocks as a file, for zstandard's reader, which asks for as much as it has room for."""
+class _Headed(io.RawIOBase):
+    """A raw file whose first bytes were read already."""
 
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks = blocks
+    def __init__(self, head: bytes, rest: io.RawIOBase) -> None:
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def readinto(self, room: "memoryview | bytearray", /) -> int:  # type: ignore[override] # narrower than any buffer
+        """Read what is there, at most what there is room for; 0 at the end."""
+        if not self._head:
+            return self._rest.readinto(room) or 0
+        count = min(len(room), len(self._head))
+        room[:count] = self._head[:count]
+        self._head = self._head[count:]
+        return count
+
+
+class Descriptor(io.RawIOBase):
+    """A descriptor as a raw file; it stays open."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def readinto(self, room: "memoryview | bytearray", /) -> int:  # type: ignore[override] # narrower than any buffer
+        """Read what is there, at most what there is room for; 0 at the end."""
+        return os.readv(self._fd, [room])
+
+
+class _Blocks(io.RawIOBase):
+    """Blocks as a raw file."""
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self._blocks = iter(blocks)
         self._left = memoryview(b"")
 
     def readable(self) -> bool:
         """Say yes."""
         return True
 
-    def read(self, size: int = -1) -> bytes:
-        """Return at most `size` bytes, none at the end."""
-        if not self._left:
-            self._left = memoryview(next(self._blocks, b""))
-        taken, self._left = self._left[:size], self._left[size:]
-        return bytes(taken)
+    def readinto(self, room: "memoryview | bytearray", /) -> int:  # type: ignore[override] # narrower than any buffer
+        """Read from one block, at most what there is room for; 0 at the end."""
+        while not self._left:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._left = memoryview(block)
+        count = min(len(room), len(self._left))
+        room[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+
+def tar_stream(blob: Iterable[bytes], where: str) -> Iterator[bytes]:
+    """Yield the tar of a layer blob that comes in blocks; DataLoss if it cannot be decompressed."""
+    reader = TarReader(_Blocks(blob), where)
+    room = bytearray(OUTPUT)
+    while count := reader.fill(memoryview(room)):
+        yield bytes(memoryview(room)[:count])

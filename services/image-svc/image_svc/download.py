@@ -1,18 +1,20 @@
-"""One blob's download: into its partial file, hashed on the way, made durable, then a blob."""
+"""One blob's download: into its partial file, hashed on the way; a pull that commits makes it a blob."""
 
 import logging
 import threading
 import time
-from collections.abc import Collection
-from concurrent.futures import Future
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from typing import Protocol
 
-from bulkhead.errors import BulkheadError, Cancelled, DataLoss, Internal
+from bulkhead.errors import BulkheadError, DataLoss, Internal
 from image_svc import digests, telemetry
 from image_svc.ingest import Content, Ingest
 from image_svc.patience import Patience
-from image_svc.registry.repository import Descriptor, Repository
+from image_svc.progress import LayerProgress
+from image_svc.reference import Reference
+from image_svc.registry.repository import Descriptor
 from image_svc.shared_jobs import Job
-from image_svc.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -27,45 +29,68 @@ class CorruptBlob(DataLoss):
         self.resumed = resumed
 
 
+class Origin(Protocol):
+    """Where blobs come from: a repository behind its hosts."""
+
+    @property
+    def reference(self) -> Reference:
+        """The image that is pulled."""
+
+    def held(self) -> AbstractContextManager[object]:
+        """Keep connections open during a block."""
+
+    def download(
+        self,
+        wanted: Descriptor,
+        have: Callable[[], int],
+        write: Callable[[memoryview], None],
+        patience: Patience,
+        avoid: Collection[str] = (),
+    ) -> str:
+        """Stream a blob from byte `have()` on into `write` and return the host that ended it."""
+
+
 class Download(Job[None]):
     """Brings one blob into the content store; `ingest` can be followed from the start."""
 
     def __init__(
         self,
         wanted: Descriptor,
-        repository: Repository,
+        origin: Origin,
         content: Content,
-        store: Store,
         slots: threading.Semaphore,
         patience: Patience,
         avoid: Collection[str] = (),
     ) -> None:
         super().__init__(patience)
         self.wanted = wanted
-        self._repository = repository
+        self._origin = origin
         self._content = content
-        self._store = store
         self._slots = slots
         self._avoid = avoid
+        self._hasher = digests.hasher(wanted.digest)
         self.ingest: Ingest = content.open(wanted.digest, wanted.size)
+        #: Bytes that were here before.
+        self.resumed = self.ingest.have
+        self._shown: list[LayerProgress] = []
+
+    def show(self, progress: LayerProgress) -> None:
+        """Write what has arrived into a progress, too."""
+        progress.received, progress.resumed = self.ingest.have, self.resumed
+        self._shown.append(progress)
 
     def run(self) -> None:
-        """Download what is missing, check everything, keep it; a blob that was here before is checked only.
+        """Download what is missing and check everything; a blob that was here before is checked only.
 
         What a disk lost after it had said that it was written would else fail every pull from then on.
         """
-        resumed, present = self.ingest.have, self.ingest.complete
-        found: Future[str] = Future()
-        hashing = threading.Thread(target=self._hash, args=(found,), name="hash-blob", daemon=True)
         try:
-            hashing.start()
-            host = self._fetch(resumed)
+            for block in self.ingest.blocks():
+                self.patience.check()
+                self._hasher.update(block)
+            host = self._fetch()
             self.ingest.finish()
-            self._check(found.result(), host, resumed=bool(resumed))
-            if not present:
-                self.ingest.sync()
-                self._content.keep(self.wanted.digest)
-            self._store.add_blob(self.wanted.digest, self.wanted.size)
+            self._check(f"{self._hasher.name}:{self._hasher.hexdigest()}", host, resumed=bool(self.resumed))
         except OSError as error:
             failure = self._disk_failure(error)
             self.ingest.fail(failure)
@@ -75,42 +100,44 @@ class Download(Job[None]):
             if not self.ingest.have:
                 self._content.drop_partial(self.wanted.digest)
             raise
-        finally:
-            if hashing.ident is not None:
-                hashing.join()
 
     def _check(self, digest: str, host: str, *, resumed: bool) -> None:
         """Raise CorruptBlob, after the bytes are gone, if they are not what was wanted."""
         if digest == self.wanted.digest:
             return
         self._content.drop_partial(self.wanted.digest)
-        self._content.remove(self.wanted.digest)
-        what = f"{self._repository.reference.name}@{self.wanted.digest}"
-        text = f"{what}: {host or 'what was here of it'} has content of digest {digest}"
+        self._content.quarantine(self.wanted.digest)
+        text = f"{self._title}: {host or 'what was here of it'} has content of digest {digest}"
         raise CorruptBlob(text, [host] if host else [], resumed=resumed)
 
+    @property
+    def _title(self) -> str:
+        return f"{self._origin.reference.name}@{self.wanted.digest}"
+
     def _disk_failure(self, error: OSError) -> BulkheadError:
-        return telemetry.disk_failure(f"{self._repository.reference.name}@{self.wanted.digest}", error)
+        return telemetry.disk_failure(self._title, error)
 
     def release(self) -> None:
         """Close the file."""
         self.ingest.close()
 
-    def _fetch(self, resumed: int) -> str:
+    def _fetch(self) -> str:
         """Download the rest and return the host it came from; "" if nothing was missing."""
+        resumed = self.resumed
         if resumed == self.wanted.size:
             return ""
         self.patience.acquire(self._slots)
         try:
-            with self._repository.held():
+            with self._origin.held():
                 began = time.monotonic()
-                host = self._repository.download(
+                host = self._origin.download(
                     self.wanted, lambda: self.ingest.have, self._write, self.patience, self._avoid
                 )
         finally:
             self._slots.release()
+        telemetry.RESUMED_BYTES.inc(resumed)
         fields = {
-            "reference": str(self._repository.reference),
+            "reference": str(self._origin.reference),
             "digest": self.wanted.digest,
             "host": host,
             "bytes": self.wanted.size - resumed,
@@ -127,12 +154,6 @@ class Download(Job[None]):
         except OSError as error:
             # Told apart here: a connection that breaks raises OSError as well, and is tried again.
             raise self._disk_failure(error) from error
-
-    def _hash(self, found: Future[str]) -> None:
-        hasher = digests.hasher(self.wanted.digest)
-        try:
-            for block in self.ingest.follow(self.patience):
-                hasher.update(block)
-            found.set_result(f"{hasher.name}:{hasher.hexdigest()}")
-        except BaseException as error:  # goes to the download's own thread
-            found.set_exception(error if isinstance(error, BulkheadError) else Cancelled(str(error)))
+        self._hasher.update(part)
+        for progress in self._shown:
+            progress.received = self.ingest.have

@@ -1,6 +1,7 @@
 """Garbage: what no image, container or pull needs goes away, in the background, never in a pull's way."""
 
 import logging
+import os
 import threading
 import time
 from functools import partial
@@ -93,12 +94,12 @@ class Collector:
 
     def _collect_partials(self) -> None:
         for entry in self._content.partials():
-            digest = entry.name.replace("-", ":", 1)
+            digest = entry.name.partition(".")[0].replace("-", ":", 1)
             try:
                 old = time.time() - entry.stat().st_mtime > PARTIAL_AGE
             except FileNotFoundError:
                 continue
-            if old and self._leases.unless_claimed(digest, partial(self._content.drop_partial, digest)):
+            if old and self._leases.unless_claimed(digest, partial(_unlink, entry.path)):
                 telemetry.REMOVED.labels("partial").inc()
 
     def _remove(self, name: str, kind: str) -> None:
@@ -107,6 +108,14 @@ class Collector:
             telemetry.REMOVED.labels(kind).inc()
         except BulkheadError as error:
             logger.warning("%s directory %s is left to the next start: %s", kind, name, error)
+
+
+def _unlink(path: str) -> bool:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def remove_snapshot(store: Store, snapshotter: Snapshotter, snapshot: Snapshot) -> None:

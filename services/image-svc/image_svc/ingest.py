@@ -1,4 +1,4 @@
-"""Blobs on their way in: a partial file that grows, that several threads read meanwhile, and that becomes a blob.
+"""Blobs on their way in: a partial file that grows, that others read meanwhile, and that becomes a blob.
 
 A partial is `<root>/ingest/<algorithm>-<hex>`; what it holds is used again after a restart, since its digest is
 checked as a whole before it counts. Readers follow the file, not the network: none of them can hold the download up.
@@ -7,16 +7,22 @@ checked as a whole before it counts. Readers follow the file, not the network: n
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from bulkhead.errors import BulkheadError, Cancelled
 from bulkhead.files import fsync_directory
 from image_svc.patience import Patience
+from image_svc.unpack.linux import sync_file_range
 
-#: Bytes handed to a reader at once: large enough that hashing runs without the interpreter lock for most of it.
-BLOCK = 512 * 1024
+#: Bytes read at once to hash what is here.
+BLOCK = 1 << 20
 #: A reader waits for this much before it wakes up, or for the end.
-WAKE = 128 * 1024
+WAKE = 256 * 1024
+#: Bytes after which those before are on their way to the disk.
+FLUSH = 1 << 20
+#: What the name of a damaged blob ends with.
+DAMAGED = ".damaged"
 
 
 class Ingest:
@@ -25,10 +31,16 @@ class Ingest:
     def __init__(self, fd: int, have: int, size: int, *, complete: bool) -> None:
         self._fd = fd
         self._have = have
+        self._flushed = have
         self._complete = complete
         self._failure: BulkheadError | None = None
         self._waiting = threading.Condition()
         self.size = size
+
+    @property
+    def fd(self) -> int:
+        """The file; open until `close`."""
+        return self._fd
 
     @property
     def have(self) -> int:
@@ -50,6 +62,9 @@ class Ingest:
             if woken:
                 with self._waiting:
                     self._waiting.notify_all()
+        if self._have - self._flushed >= FLUSH:
+            sync_file_range(self._fd, self._flushed, self._have - self._flushed)
+            self._flushed = self._have
 
     def finish(self) -> None:
         """Say that every byte has arrived; readers come to their end."""
@@ -63,42 +78,37 @@ class Ingest:
             self._failure = failure
             self._waiting.notify_all()
 
-    def sync(self) -> None:
-        """Make the bytes durable."""
-        os.fdatasync(self._fd)
-
     def close(self) -> None:
         """Close the file; readers must have ended."""
         os.close(self._fd)
 
-    def follow(self, patience: Patience) -> Iterator[bytes]:
-        """Yield the whole blob from its first byte, waiting for what has not arrived.
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the bytes that are in the file now."""
+        offset, end = 0, self._have
+        while offset < end:
+            block = os.pread(self._fd, min(BLOCK, end - offset), offset)
+            if not block:
+                raise Cancelled("partial download was cut short under its reader")
+            offset += len(block)
+            yield block
 
-        Raises what failed, and as `patience.check` does if the reader is called off, also during a wait.
+    def wait(self, offset: int, patience: Patience) -> int:
+        """Return how many bytes there are after `offset`, waiting for some; 0 at the end.
+
+        Raises what failed, and as `patience.check` does if the reader is called off, also during the wait.
         """
-        offset = 0
-        with patience.interruptible(self._wake):
-            while self._wait(offset, patience):
-                block = os.pread(self._fd, min(BLOCK, self._have - offset), offset)
-                if not block:
-                    raise Cancelled("partial download was cut short under its reader")
-                offset += len(block)
-                yield block
-
-    def _wake(self) -> None:
-        with self._waiting:
-            self._waiting.notify_all()
-
-    def _wait(self, offset: int, patience: Patience) -> bool:
-        """Wait for bytes after `offset`; False at the end."""
-        with self._waiting:
+        with patience.interruptible(self._wake), self._waiting:
             while self._failure is None and not self._complete and self._have - offset < WAKE:
                 patience.check()
                 self._waiting.wait(patience.left)
             if self._failure is not None:
                 # A fresh object, since several threads raise it and each adds its own traceback.
                 raise type(self._failure)(str(self._failure))
-            return self._have > offset
+            return self._have - offset
+
+    def _wake(self) -> None:
+        with self._waiting:
+            self._waiting.notify_all()
 
 
 class Content:
@@ -145,10 +155,17 @@ class Content:
         return Ingest(fd, have, size, complete=False)
 
     def keep(self, digest: str) -> None:
-        """Turn a partial file whose bytes were checked and synced into a blob, durably."""
-        target = self.path(digest)
-        self.partial(digest).rename(target)
-        fsync_directory(target.parent)
+        """Turn a partial file whose bytes were checked into a blob; without one, the blob that is there stays.
+
+        It becomes durable with the file system, which must be synced before the blob is recorded.
+        """
+        with suppress(FileNotFoundError):
+            self.partial(digest).rename(self.path(digest))
+
+    def give_back(self, digest: str) -> None:
+        """Turn a blob that was never recorded into a partial file again, whose bytes the next pull will check."""
+        with suppress(FileNotFoundError):
+            self.path(digest).rename(self.partial(digest))
 
     def drop_partial(self, digest: str) -> bool:
         """Forget the bytes of a download that proved wrong or was given up; True if there were any."""
@@ -158,8 +175,8 @@ class Content:
             return False
         return True
 
-    def store(self, digest: str, data: bytes) -> None:
-        """Store a small blob whose digest was checked, durably."""
+    def store(self, digest: str, data: bytes, *, durable: bool = True) -> None:
+        """Store a small blob whose digest was checked; `durable` leaves nothing to a later sync."""
         if self.has(digest, len(data)):
             return
         path = self._ingest / f"{digest.replace(':', '-')}.{threading.get_ident()}"
@@ -168,12 +185,21 @@ class Content:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fdatasync(fd)
+                if durable:
+                    os.fdatasync(fd)
             path.rename(self.path(digest))
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        fsync_directory(self.path(digest).parent)
+        if durable:
+            fsync_directory(self.path(digest).parent)
+
+    def quarantine(self, digest: str) -> bool:
+        """Put a blob that proved damaged aside, for the collector to remove later; False if there is none."""
+        with suppress(FileNotFoundError):
+            self.path(digest).rename(f"{self.partial(digest)}{DAMAGED}")
+            return True
+        return False
 
     def remove(self, digest: str) -> None:
         """Remove a blob; one that is not here is success. Readers that opened it go on."""
@@ -187,6 +213,6 @@ class Content:
                     yield f"{algorithm}:{entry.name}"
 
     def partials(self) -> Iterator[os.DirEntry[str]]:
-        """Yield the partial files."""
+        """Yield the partial files, and the damaged ones that were put aside."""
         with os.scandir(self._ingest) as entries:
             yield from entries

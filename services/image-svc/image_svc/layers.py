@@ -1,46 +1,53 @@
-"""One layer's single pass: followed while it downloads, decompressed, hashed for its diff id and unpacked."""
+"""One layer's single pass: while its blob downloads, it goes to the helper that decompresses, hashes and unpacks it."""
 
 import fcntl
 import logging
 import os
-import queue
 import select
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
-from bulkhead.errors import BulkheadError, DataLoss, Internal
+from bulkhead.errors import Aborted, BulkheadError, Cancelled, DataLoss, Internal
 from bulkhead.metrics import stage
-from image_svc import digests
-from image_svc.decompress import tar_stream
+from image_svc import telemetry
 from image_svc.download import CorruptBlob
 from image_svc.ingest import Ingest
 from image_svc.patience import Patience
+from image_svc.progress import LayerProgress, LayerState
 from image_svc.shared_jobs import Job
 from image_svc.store import Layer
+from image_svc.turns import Turn, Turns
+from image_svc.unpack.client import UnpackerGone
 from image_svc.unpack.protocol import Limits, Unpacked
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Bytes of the pipe to the helper; the most an unprivileged process may ask for (pipe(7)).
 PIPE_SIZE = 1 << 20
-#: Blocks that wait for the diff id's hash.
-_QUEUE = 4
 #: Seconds the helper gets to notice that its stream has ended early.
 _LET_GO = 10.0
+#: Times that one layer is begun again since its unpacker was killed, and seconds to wait for the helper's return.
+_KILLS, _RETURN = 5, 60.0
 
 
 class Unpacker(Protocol):
     """What is wanted of the unpack helper's client here."""
 
-    def unpack(self, name: str, stream: int, limits: Limits) -> Unpacked:
-        """Unpack a tar stream into a new snapshot."""
+    def unpack(self, name: str, stream: int, limits: Limits, algorithm: str = "sha256") -> Unpacked:
+        """Unpack a layer blob into a new snapshot."""
 
     def remove(self, name: str) -> None:
         """Drop a snapshot."""
+
+    def ping(self, *, timeout: float = 5.0) -> None:
+        """Return if the helper is there."""
 
 
 class Source(Protocol):
@@ -49,6 +56,9 @@ class Source(Protocol):
     @property
     def ingest(self) -> Ingest:
         """The file that grows."""
+
+    def show(self, progress: LayerProgress) -> None:
+        """Write what has arrived into a progress, too."""
 
     @property
     def future(self) -> "Future[None]":
@@ -65,12 +75,13 @@ class Unpacking(Job[Unpacked]):
         open_blob: Callable[[tuple[str, ...]], AbstractContextManager[tuple[Source, bool]]],
         unpacker: Unpacker,
         limits: Limits,
-        budget: threading.Semaphore,
+        turns: Turns,
         patience: Patience,
     ) -> None:
         super().__init__(patience)
         self.layer = layer
         self.name = name
+        self.progress = LayerProgress(layer.digest, layer.size, chain_id=layer.chain_id)
         #: Set once the layer is in the store: its directory then outlives this job.
         self.committed = False
         #: Held while the layer is settled, since two pulls may come to it at once.
@@ -78,19 +89,17 @@ class Unpacking(Job[Unpacked]):
         self._open_blob = open_blob
         self._unpacker = unpacker
         self._limits = limits
-        self._budget = budget
+        self._turns = turns
 
     def run(self) -> Unpacked:
         """Unpack the layer; a blob that proves corrupt is fetched once more, from another host if there is one."""
-        self.patience.acquire(self._budget)
         try:
-            try:
-                return self._attempt(())
-            except CorruptBlob as error:
-                logger.warning("%s; fetching it once more", error)
-                return self._again(error)
-        finally:
-            self._budget.release()
+            unpacked = self._once_more_if_corrupt()
+        except BaseException:
+            self.progress.state = LayerState.FAILED
+            raise
+        self.progress.state = LayerState.UNPACKED
+        return unpacked
 
     def release(self) -> None:
         """Remove a directory that never became a layer."""
@@ -100,22 +109,32 @@ class Unpacking(Job[Unpacked]):
             except BulkheadError as error:
                 logger.info("snapshot %s is left to the next start: %s", self.name, error)
 
-    def _again(self, first: CorruptBlob) -> Unpacked:
+    def _once_more_if_corrupt(self) -> Unpacked:
         try:
-            return self._attempt(() if first.resumed else first.hosts)
+            return despite_kills(partial(self._attempt, ()), self._unpacker, self.patience)
+        except CorruptBlob as error:
+            first = error
+        telemetry.RETRIES.labels("corrupt").inc()
+        logger.warning("%s; fetching it once more", first)
+        try:
+            avoid = () if first.resumed else first.hosts
+            return despite_kills(partial(self._attempt, avoid), self._unpacker, self.patience)
+        except CorruptBlob:
+            raise
         except BulkheadError as second:
-            if isinstance(second, CorruptBlob):
-                raise
             raise first from second
 
     def _attempt(self, avoid: tuple[str, ...]) -> Unpacked:
         while True:
             with self._open_blob(avoid) as (source, mine), stage("unpack"):
+                source.show(self.progress)
                 try:
                     return self._stream(source)
                 except BulkheadError:
                     self.patience.check()
-                    if not self._another_failed(source, mine=mine):
+                    if self._another_failed(source, mine=mine):
+                        telemetry.RETRIES.labels("shared").inc()
+                    else:
                         raise
 
     def _another_failed(self, source: Source, *, mine: bool) -> bool:
@@ -133,56 +152,72 @@ class Unpacking(Job[Unpacked]):
         return False
 
     def _stream(self, source: Source) -> Unpacked:
-        began = time.monotonic()
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        result: Future[Unpacked] = Future()
-        diff = _Hashing(self.layer.diff_id)
-        _widen(writer)
-        threading.Thread(target=self._call, args=(reader, result), name="unpack", daemon=True).start()
-        try:
-            self._feed(source, writer, diff)
-        except BaseException:
-            os.close(writer)
-            diff.end()
-            # The helper must have let go of the directory before anybody tries again or removes it.
-            wait([result], timeout=_LET_GO)
-            raise
-        os.close(writer)
-        found = diff.end()
-        unpacked = self.patience.wait(result)
+        source.ingest.wait(0, self.patience)
+        self.progress.state = LayerState.DOWNLOADING
+        with self._turns.begin(self.patience) as turn:
+            began = time.monotonic()
+            unpacked = self._through_pipe(source, turn)
         self.patience.wait(source.future)
-        if found != self.layer.diff_id:
-            text = f"layer {self.layer.digest}: its tar has digest {found}, the image says {self.layer.diff_id}"
-            raise DataLoss(text)
+        if unpacked.diff_id != self.layer.diff_id:
+            text = f"its tar has digest {unpacked.diff_id}, the image says {self.layer.diff_id}"
+            raise DataLoss(f"layer {self.layer.digest}: {text}")
         fields = {"digest": self.layer.digest, "entries": unpacked.entries, "bytes": unpacked.stream_bytes}
         logger.info("layer unpacked", extra={**fields, "seconds": round(time.monotonic() - began, 3)})
         return unpacked
 
-    def _feed(self, source: Source, writer: int, diff: "_Hashing") -> None:
-        """Send the tar to the helper; a pipe that breaks means the helper has an answer already."""
-        os.set_blocking(writer, False)
-        for block in tar_stream(source.ingest.follow(self.patience), f"layer {self.layer.digest}"):
-            self.patience.check()
-            diff.update(block)
+    def _through_pipe(self, source: Source, turn: Turn) -> Unpacked:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        result: Future[Unpacked] = Future()
+        _widen(writer)
+        threading.Thread(target=self._call, args=(reader, result), name="unpack", daemon=True).start()
+        try:
+            self._feed(source.ingest, writer, turn)
+        except BaseException:
+            os.close(writer)
+            # The helper must have let go of the directory before anybody tries again or removes it.
+            wait([result], timeout=_LET_GO)
+            raise
+        os.close(writer)
+        return self.patience.wait(result)
+
+    def _feed(self, blob: Ingest, pipe: int, turn: Turn) -> None:
+        """Send the blob to the helper; a pipe that breaks means the helper has an answer already."""
+        os.set_blocking(pipe, False)
+        offset = 0
+        while True:
+            if offset == blob.have and not blob.complete:
+                turn.rest()
+            if not (count := blob.wait(offset, self.patience)):
+                return
+            turn.take()
+            if blob.complete:
+                self.progress.state = LayerState.UNPACKING
             try:
-                self._write(writer, block)
+                offset = self._move(blob.fd, offset, offset + count, pipe)
             except BrokenPipeError:
                 return
 
-    def _write(self, fd: int, block: bytes) -> None:
-        view = memoryview(block)
-        while view:
+    def _move(self, blob: int, offset: int, end: int, pipe: int) -> int:
+        """Have the kernel put a part of the blob's file into the pipe, without a copy, and return where it ends."""
+        while offset < end:
             try:
-                view = view[os.write(fd, view) :]
+                moved = os.splice(blob, pipe, min(end - offset, PIPE_SIZE), offset_src=offset)
             except BlockingIOError:
                 self.patience.check()
                 room = select.poll()
-                room.register(fd, select.POLLOUT)
+                room.register(pipe, select.POLLOUT)
                 room.poll(1000)
+                continue
+            if not moved:
+                raise Cancelled("partial download was cut short under its reader")
+            offset += moved
+            self.progress.unpacked = offset
+        return offset
 
     def _call(self, reader: int, result: Future[Unpacked]) -> None:
+        algorithm = self.layer.diff_id.partition(":")[0]
         try:
-            result.set_result(self._unpacker.unpack(str(self.name), reader, self._limits))
+            result.set_result(self._unpacker.unpack(str(self.name), reader, self._limits, algorithm))
         except BulkheadError as error:
             result.set_exception(error)
         except Exception as error:  # goes to the job's own thread
@@ -193,27 +228,27 @@ class Unpacking(Job[Unpacked]):
             os.close(reader)
 
 
-class _Hashing:
-    """Hashes blocks in a thread of its own, a few of them behind the writer."""
+def despite_kills(act: Callable[[], T], helper: Unpacker, patience: Patience) -> T:
+    """Do what takes the unpack helper, once more each time that it or its worker is killed meanwhile."""
+    for _ in range(_KILLS):
+        try:
+            return act()
+        except (Aborted, UnpackerGone) as error:
+            telemetry.RETRIES.labels("unpacker").inc()
+            logger.warning("%s; trying again", error)
+            _await(helper, patience, error)
+    return act()
 
-    def __init__(self, like: str) -> None:
-        self._hasher = digests.hasher(like)
-        self._blocks: queue.Queue[bytes | None] = queue.Queue(_QUEUE)
-        self._thread = threading.Thread(target=self._run, name="hash-diff", daemon=True)
-        self._thread.start()
 
-    def update(self, block: bytes) -> None:
-        self._blocks.put(block)
-
-    def end(self) -> str:
-        """Return the digest of everything."""
-        self._blocks.put(None)
-        self._thread.join()
-        return f"{self._hasher.name}:{self._hasher.hexdigest()}"
-
-    def _run(self) -> None:
-        for block in iter(self._blocks.get, None):
-            self._hasher.update(block)
+def _await(helper: Unpacker, patience: Patience, why: BulkheadError) -> None:
+    until = time.monotonic() + _RETURN
+    while True:
+        patience.sleep(0.1)
+        try:
+            return helper.ping()
+        except BulkheadError:
+            if time.monotonic() > until:
+                raise why from None
 
 
 def _widen(fd: int) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Protocol
 
 from bulkhead.errors import DataLoss, FailedPrecondition
 from image_svc import digests, media, platforms
@@ -10,8 +11,9 @@ from image_svc.leases import Lease
 from image_svc.manifest import CONFIG_LIMIT, Manifest, chain_ids, choose, kind_of, load_json, parse, parse_config
 from image_svc.patience import Patience
 from image_svc.platforms import Platform
-from image_svc.registry.repository import Descriptor, Repository
-from image_svc.store import Layer, Store
+from image_svc.reference import Reference
+from image_svc.registry.repository import Descriptor
+from image_svc.store import Layer
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +32,28 @@ class Found:
     user: str
 
 
+class Documents(Protocol):
+    """Where manifests and configurations come from: a repository behind its hosts."""
+
+    @property
+    def reference(self) -> Reference:
+        """The image that is wanted."""
+
+    def manifest(self, wanted: Descriptor, patience: Patience) -> tuple[bytes, str]:
+        """Return a manifest or index, checked, and its media type."""
+
+    def small_blob(self, wanted: Descriptor, limit: int, patience: Patience) -> bytes:
+        """Return a blob of at most `limit` bytes, checked."""
+
+
 class Finder:
     """Fetches the documents of one pull; what is here and sound is not fetched again."""
 
-    def __init__(
-        self, repository: Repository, content: Content, store: Store, lease: Lease, patience: Patience
-    ) -> None:
+    def __init__(self, repository: Documents, content: Content, lease: Lease, patience: Patience) -> None:
         self._repository = repository
         self._content = content
-        self._store = store
+        #: Documents that this pull brought, by digest, and their sizes: not durable and not recorded yet.
+        self.fetched: dict[str, int] = {}
         self._lease = lease
         self._patience = patience
 
@@ -92,8 +107,8 @@ class Finder:
         return data
 
     def _keep(self, digest: str, data: bytes) -> None:
-        self._content.store(digest, data)
-        self._store.add_blob(digest, len(data))
+        self._content.store(digest, data, durable=False)
+        self.fetched[digest] = len(data)
 
 
 def _layers(manifest: Manifest, diff_ids: tuple[str, ...]) -> tuple[Layer, ...]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from bulkhead import paths
 from bulkhead.config.model import Config
+from image_svc.bring import Bringer
 from image_svc.catalogue import Catalogue
 from image_svc.decryption import Gatekeeper
 from image_svc.gc import Collector
@@ -31,6 +32,7 @@ class Parts:
     gatekeeper: Gatekeeper
     snapshotters: Snapshotters
     catalogue: Catalogue
+    bringer: Bringer
     puller: Puller
     collector: Collector
     usage: ContainerUsage
@@ -47,6 +49,9 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
     leases = Leases()
     gatekeeper = Gatekeeper(config.state, config.images.key_model)
     snapshotters = Snapshotters(config.images.snapshotter, config.root, client)
+    registries = Registries(config)
+    gate = Gate(config.image_verifier, content, store)
+    bringer = Bringer(config, content, store, client)
     discard = config.images.discard_unpacked_layers
     return Parts(
         config=config,
@@ -57,10 +62,11 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
         gatekeeper=gatekeeper,
         snapshotters=snapshotters,
         catalogue=Catalogue(store, config.images.pinned_images.values()),
-        puller=Puller(config, content, store, client, gatekeeper, leases),
+        bringer=bringer,
+        puller=Puller(registries, content, bringer, gatekeeper, leases, checks=(gate.pulled,)),
         collector=Collector(store, content, client, leases, discard_unpacked_layers=discard),
         usage=ContainerUsage(store, client, config.images.stats_collect_period),
         recovery=Recovery(store, content, client),
-        registries=Registries(config),
-        gate=Gate(config.image_verifier, content, store),
+        registries=registries,
+        gate=gate,
     )

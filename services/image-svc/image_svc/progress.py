@@ -41,8 +41,10 @@ class LayerProgress:
     received: int = 0
     #: Bytes of them that were here before this job.
     resumed: int = 0
-    #: Bytes of the uncompressed tar handed to the unpack helper.
+    #: Bytes of the blob that the unpack helper has taken.
     unpacked: int = 0
+    #: What the layer is known by when it is unpacked, since a blob may occur twice in one image; "" for other blobs.
+    chain_id: str = ""
 
 
 class PullState(enum.Enum):
@@ -84,12 +86,11 @@ class Progress:
     @property
     def received(self) -> int:
         """Bytes of them that are here."""
-        present = LayerState.PRESENT
-        return sum(layer.size if layer.state is present else layer.received for layer in self.layers)
+        return sum(layer.received for layer in self.layers)
 
-    def follow(self, position: int, layer: LayerProgress) -> None:
-        """Show a job's progress, which another pull may have begun, in place of the layer at that position."""
-        self.layers = (*self.layers[:position], layer, *self.layers[position + 1 :])
+    def show(self, job: LayerProgress) -> None:
+        """Show a job's progress, which another pull may have begun, in place of that layer's so far."""
+        self.layers = tuple(job if each.chain_id == job.chain_id else each for each in self.layers)
 
 
 class Pulls:

@@ -32,8 +32,8 @@ class Recovery:
         """Make records and blobs agree; nothing else may run yet."""
         recorded = self._store.blobs()
         for digest in set(self._content.digests()) - recorded:
-            self._content.remove(digest)
-            telemetry.REMOVED.labels("blob").inc()
+            # A pull had fetched it and did not come to its end; the next one need not fetch it again.
+            self._content.give_back(digest)
         self._store.remove_blobs([digest for digest in recorded if not self._content.has(digest)])
         # Such an image can neither be run nor described; once it is not listed, the kubelet pulls it again.
         lost = [row for row in self._store.image_rows() if not self._content.has(row[0])]

@@ -17,6 +17,7 @@ from bulkhead.errors import Cancelled, FailedPrecondition, Internal, ResourceExh
 from image_svc.ingest import Ingest
 from image_svc.layers import Unpacking
 from image_svc.patience import Patience
+from image_svc.progress import LayerProgress
 from image_svc.registry.repository import Repository
 from image_svc.store import Snapshot, Store
 from image_svc.unpack.client import UnpackClient, Usage
@@ -45,7 +46,7 @@ def test_full_disk_is_not_the_registrys_fault(node: Node, registry: FakeRegistry
     with pytest.raises(ResourceExhausted, match=rf"{registry.address}/app@sha256:.*No space left") as caught:
         node.pull(f"{registry.address}/app:1")
     assert "RegistryUnavailable" not in str(caught.value)
-    assert len(registry.asked(blob)) <= 1
+    assert len(registry.asked(blob)) <= 2  # the image has two layers of it
 
 
 def test_unexpected_failure_ends_the_download(
@@ -118,17 +119,20 @@ def test_helper_that_stands_still(tmp_path: Path) -> None:
     """A helper that reads nothing does not hold the thread that feeds it once the layer is called off."""
     job = object.__new__(Unpacking)
     job.patience = Patience(30.0, "layer")
+    job.progress = LayerProgress("sha256:0", 4 << 20)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
+    blob = os.open(tmp_path / "blob", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(blob, 4 << 20)
     threading.Timer(0.1, job.patience.cancel).start()
     began = time.monotonic()
 
     with pytest.raises(Cancelled):
-        job._write(writer, bytes(1 << 22))
+        job._move(blob, 0, 4 << 20, writer)
 
     assert time.monotonic() - began < 5.0
-    os.close(reader)
-    os.close(writer)
+    for fd in (reader, writer, blob):
+        os.close(fd)
 
 
 def test_store_goes_on_after_a_failed_commit(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from bulkhead.errors import (
     NotFound,
     ResourceExhausted,
 )
-from image_svc.unpack import confine
+from image_svc.unpack import confine, seccomp
 from image_svc.unpack.directory import Snapshots, State
 from image_svc.unpack.operations import Operations, Request
 from image_svc.unpack.protocol import Limits
@@ -23,7 +23,7 @@ from image_svc.unpack.worker import Step
 
 COUNTS = {
     "entries": 3, "bytes": 4096, "inodes": 4, "stream_bytes": 1024,
-    "whiteouts": 0, "opaque": 0, "implicit": 1, "ignored_xattrs": 0,
+    "whiteouts": 0, "opaque": 0, "implicit": 1, "ignored_xattrs": 0, "diff_id": "sha256:0",
 }  # fmt: skip
 
 
@@ -67,6 +67,7 @@ def helper(tmp_path: Path) -> Iterator[Helper]:
     yield made
     os.close(made.snapshots.fd)
     os.close(made.snapshots.trash)
+    os.close(made.snapshots.void)
 
 
 def test_a_layer_is_unpacked_settled_and_complete(helper: Helper) -> None:
@@ -87,8 +88,22 @@ def test_opaque_directories_take_a_second_step_with_another_capability(helper: H
     unpack, mark = (step.confinement for step in helper.steps)
     assert (unpack.capabilities, mark.capabilities) == (confine.FILES, confine.OPAQUE)
     assert unpack.root == mark.root
-    assert 0 in unpack.descriptors
-    assert 0 not in mark.descriptors
+    assert 0 not in unpack.descriptors + mark.descriptors
+
+
+def test_the_blob_is_decompressed_by_a_process_that_may_do_nothing_else(helper: Helper) -> None:
+    """It alone holds the blob; it has no capability, an empty root and no call that takes a path."""
+    helper.run("unpack", COUNTS, name="1", fds=(0,))
+
+    [step] = helper.steps
+    assert step.beside is not None
+    decoding = step.beside.confinement
+    assert 0 in decoding.descriptors
+    assert not set(decoding.descriptors) & set(step.confinement.descriptors)
+    assert (decoding.root, decoding.capabilities) == (helper.snapshots.void, 0)
+    assert os.listdir(decoding.root) == []
+    assert decoding.calls < set(seccomp.ALLOWED)
+    assert not [name for name in decoding.calls if "open" in name or (name.endswith("at") and name != "fstat")]
 
 
 def test_a_failed_attempt_is_replaced(helper: Helper) -> None:

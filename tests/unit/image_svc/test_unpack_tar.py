@@ -27,7 +27,7 @@ def walk(data: bytes, limit: int) -> Iterator[tuple[tar.Entry, bytes]]:
     try:
         os.write(fd, data)
         os.lseek(fd, 0, os.SEEK_SET)
-        stream = Stream(fd, limit)
+        stream = Stream(lambda room: os.readv(fd, [room]), limit)
         for entry in tar.entries(stream):
             if not 0 <= entry.size <= 1 << 20:
                 raise InvalidArgument("size")

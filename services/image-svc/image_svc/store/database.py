@@ -4,15 +4,18 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from bulkhead.errors import ResourceExhausted
+from image_svc.store.containers import ContainerSnapshots
 from image_svc.store.kept import HELD, KeptContent, drop_nameless
-from image_svc.store.model import Layer, NewImage, NewLayer, Snapshot, StoredLayer
+from image_svc.store.model import Layer, NewImage, NewLayer, StoredLayer
 from image_svc.store.schema import open_database
 
+#: Names of snapshots that are reserved at a time, so that not each of them costs a write to disk.
+_NAMES = 256
 _UNUSED_LAYER = """WHERE chain_id NOT IN (
     WITH RECURSIVE used(chain_id) AS (
         SELECT chain_id FROM manifest_layers UNION SELECT chain_id FROM snapshots
@@ -27,7 +30,20 @@ def _unused_blob(*, discard_layers: bool) -> str:
     return f"WHERE digest NOT IN ({_NEEDED_BLOB}{layers})"
 
 
-class Store(KeptContent):
+def _add_layers(db: sqlite3.Connection, layers: Sequence[NewLayer]) -> set[int]:
+    db.executemany(
+        "INSERT INTO layers VALUES (?,?,?,?,?,?) ON CONFLICT (chain_id) DO NOTHING",
+        [(e.chain_id, e.parent, e.diff_id, e.name, e.bytes, e.inodes) for e in layers],
+    )
+    marks = ",".join("?" * len(layers))
+    rows = db.execute(
+        f"SELECT name FROM layers WHERE name IN ({marks})",  # noqa: S608 # question marks only
+        [e.name for e in layers],
+    )
+    return {int(name) for (name,) in rows}
+
+
+class Store(KeptContent, ContainerSnapshots):
     """Images, their layers and containers' snapshots; safe to share between threads.
 
     `generation` changes with every change that lists of images can show.
@@ -37,6 +53,8 @@ class Store(KeptContent):
         self._path = path
         self._connection = open_database(str(path))
         self._lock = threading.RLock()
+        #: Names that this process may hand out: above the first, up to the second.
+        self._last_name = self._reserved = 0
         self.generation = 0
 
     def close(self) -> None:
@@ -68,22 +86,39 @@ class Store(KeptContent):
 
     def new_names(self, count: int) -> list[int]:
         """Return numbers that no snapshot has had or will have again."""
+        with self._lock:
+            if count > self._reserved - self._last_name:
+                self._reserve(count + _NAMES)
+            self._last_name += count
+            return list(range(self._last_name - count + 1, self._last_name + 1))
+
+    def _reserve(self, count: int) -> None:
+        """Take so many names for this process, which a crash leaves unused."""
         with self._change() as db:
             row = db.execute("UPDATE counters SET last_name = last_name + ? RETURNING last_name", (count,)).fetchone()
-        last = int(row[0])
-        return list(range(last - count + 1, last + 1))
+        self._reserved = int(row[0])
+        self._last_name = self._reserved - count
 
     def begin_names_after(self, used: int) -> None:
         """Hand out no number up to `used`, which a directory has already."""
         with self._change() as db:
             db.execute("UPDATE counters SET last_name = max(last_name, ?)", (used,))
+            self._last_name = self._reserved = 0
 
     # Images
 
-    def add_image(self, image: NewImage) -> None:
-        """Record a complete image and point its names at it, in one transaction."""
+    def add_image(
+        self, image: NewImage, layers: Sequence[NewLayer] = (), blobs: Mapping[str, int] | None = None
+    ) -> set[int]:
+        """Record a complete image, what was unpacked and fetched for it, and point its names at it, at once.
+
+        `blobs` are sizes by digest. Returns the names of the layers that count: a chain that another pull recorded
+        first stays.
+        """
         chain_id = image.layers[-1].chain_id if image.layers else ""
         with self._change() as db:
+            kept = _add_layers(db, layers)
+            db.executemany("INSERT INTO blobs VALUES (?,?) ON CONFLICT DO NOTHING", list((blobs or {}).items()))
             db.execute(
                 "INSERT INTO images VALUES (?,?,?,?) ON CONFLICT (id) DO UPDATE SET pulled_at = excluded.pulled_at",
                 (image.id, chain_id, image.user, time.time_ns()),
@@ -115,6 +150,7 @@ class Store(KeptContent):
             )
             drop_nameless(db)
             self.generation += 1
+        return kept
 
     def remove_names(self, names: Iterable[str]) -> None:
         """Forget names, and the manifests and images that have none left; unknown names are success."""
@@ -145,20 +181,6 @@ class Store(KeptContent):
 
     # Layers
 
-    def add_layers(self, layers: Sequence[NewLayer]) -> set[int]:
-        """Record unpacked layers and return the names that count; a chain that another pull recorded first stays."""
-        with self._change() as db:
-            db.executemany(
-                "INSERT INTO layers VALUES (?,?,?,?,?,?) ON CONFLICT (chain_id) DO NOTHING",
-                [(e.chain_id, e.parent, e.diff_id, e.name, e.bytes, e.inodes) for e in layers],
-            )
-            marks = ",".join("?" * len(layers))
-            rows = db.execute(
-                f"SELECT name FROM layers WHERE name IN ({marks})",  # noqa: S608 # question marks only
-                [e.name for e in layers],
-            )
-            return {int(name) for (name,) in rows}
-
     def layer(self, chain_id: str) -> StoredLayer | None:
         """Return an unpacked layer."""
         rows = self._read("SELECT chain_id, parent, name FROM layers WHERE chain_id = ?", (chain_id,))
@@ -175,41 +197,17 @@ class Store(KeptContent):
             chain_id = found.parent
         return layers[::-1]
 
-    # Containers' snapshots
-
-    def add_snapshot(self, snapshot: Snapshot) -> Snapshot:
-        """Record a container's snapshot before it is made; return the one recorded under that key, maybe earlier."""
-        with self._change() as db:
-            db.execute(
-                "INSERT INTO snapshots VALUES (?,?,?,?,?,?,?) ON CONFLICT (key) DO NOTHING",
-                (*vars(snapshot).values(), time.time_ns()),
-            )
-        found = self.snapshot(snapshot.key)
-        return found or snapshot
-
-    def snapshot(self, key: str) -> Snapshot | None:
-        """Return the snapshot of a container."""
-        return next((each for each in self.snapshots() if each.key == key), None)
-
-    def snapshots(self, before: int | None = None) -> list[Snapshot]:
-        """Return all snapshots, or those recorded before a time in nanoseconds."""
-        rows = self._read(
-            "SELECT key, name, snapshotter, image_id, manifest, chain_id FROM snapshots WHERE created_at < ?",
-            (before if before is not None else 2**62,),
-        )
-        return [Snapshot(str(a), int(str(b)), str(c), str(d), str(e), str(f)) for a, b, c, d, e, f in rows]
-
-    def remove_snapshot(self, key: str) -> None:
-        """Forget a container's snapshot; an unknown key is success."""
-        with self._change() as db:
-            db.execute("DELETE FROM snapshots WHERE key = ?", (key,))
-
     # Blobs
 
     def add_blob(self, digest: str, size: int) -> None:
         """Record a blob whose bytes are durable."""
         with self._change() as db:
             db.execute("INSERT INTO blobs VALUES (?,?) ON CONFLICT DO NOTHING", (digest, size))
+
+    def add_blobs(self, blobs: Mapping[str, int]) -> None:
+        """Record blobs whose bytes are durable, sizes by digest."""
+        with self._change() as db:
+            db.executemany("INSERT INTO blobs VALUES (?,?) ON CONFLICT DO NOTHING", list(blobs.items()))
 
     def usage(self) -> tuple[int, int]:
         """Return bytes and inodes of all blobs and unpacked layers."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ class Usage:
     inodes: int
 
 
+class UnpackerGone(Unavailable):
+    """The helper is not there, or ended before it answered."""
+
+
 class UnpackClient:
     """Asks the unpack helper that listens on `path`; safe to share between threads.
 
@@ -34,17 +39,18 @@ class UnpackClient:
     def __init__(self, path: Path) -> None:
         self._path = str(path)
 
-    def unpack(self, name: str, stream: int, limits: Limits) -> Unpacked:
-        """Unpack an uncompressed tar stream, read from descriptor `stream` to its end, into the new snapshot `name`.
+    def unpack(self, name: str, stream: int, limits: Limits, algorithm: str = "sha256") -> Unpacked:
+        """Unpack a layer blob (a tar, plain or as gzip or zstd), read from descriptor `stream` to its end.
 
-        The descriptor stays the caller's: duplicate or close it as you like once this returns, and close the write
-        end of a pipe to end the layer (a stream that ends within an entry is DataLoss; one that ends between two
-        entries succeeds, so compare the diff id before settling). An earlier attempt under that name that was not
+        It becomes the new snapshot `name`. The descriptor stays the caller's: duplicate or close it as you like once
+        this returns, and close the write end of a pipe to end the layer (a stream that ends within an entry is
+        DataLoss; one that ends between two entries succeeds, so compare the diff id, which is a digest of that
+        algorithm, before settling). An earlier attempt under that name that was not
         settled is replaced; a settled one is AlreadyExists. InvalidArgument names the entry that is malformed or
         climbs out of the layer; ResourceExhausted and DeadlineExceeded name the limit.
         The layer may not be used before `settle`.
         """
-        request = {"op": "unpack", "name": name, "limits": dataclasses.asdict(limits)}
+        request = {"op": "unpack", "name": name, "limits": dataclasses.asdict(limits), "algorithm": algorithm}
         return Unpacked(**self._call(request, limits.seconds + GRACE, [stream]))
 
     def settle(self, name: str, lower: Sequence[str], *, timeout: float = 600.0) -> int:
@@ -101,8 +107,14 @@ class UnpackClient:
         """Return if the helper answers."""
         self._call({"op": "ping"}, timeout)
 
+    def _connect(self) -> socket.socket:
+        try:
+            return seqpacket.connect(self._path)
+        except Unavailable as error:
+            raise UnpackerGone(f"unpack helper: {error}") from error
+
     def _call(self, request: dict[str, Any], timeout: float, fds: Sequence[int] = ()) -> dict[str, Any]:
-        with seqpacket.connect(self._path) as connection:
+        with self._connect() as connection:
             connection.settimeout(timeout)
             try:
                 seqpacket.send(connection, request, fds)
@@ -110,11 +122,11 @@ class UnpackClient:
             except TimeoutError as error:
                 raise DeadlineExceeded(f"unpack helper: {request['op']} took longer than {timeout:g} s") from error
             except OSError as error:
-                raise Unavailable(f"unpack helper: {request['op']}: {error.strerror or error}") from error
+                raise UnpackerGone(f"unpack helper: {request['op']}: {error.strerror or error}") from error
         for fd in extra:
             os.close(fd)
         if answer is None:
-            raise Unavailable(f"unpack helper ended during {request['op']}")
+            raise UnpackerGone(f"unpack helper ended during {request['op']}")
         if failure := answer.get("error"):
             raise from_code(int(failure["code"]), str(failure["message"]))
         return dict(answer["ok"])

@@ -10,6 +10,7 @@ import math
 import os
 import resource
 import signal
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from image_svc.unpack import linux, seccomp
@@ -55,6 +56,8 @@ class Confinement:
     file_size: int = 1 << 40
     #: For work nobody waits for.
     idle: bool = False
+    #: The system calls it may make.
+    calls: Collection[str] = frozenset(seccomp.ALLOWED)
 
 
 def enter_helper() -> None:
@@ -87,7 +90,7 @@ def enter(confinement: Confinement, answer: int, parent: int) -> None:
     _keep(confinement.capabilities)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    seccomp.install()
+    seccomp.install(confinement.calls)
 
 
 def _keep(capabilities: int) -> None:

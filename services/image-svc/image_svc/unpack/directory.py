@@ -17,7 +17,7 @@ from bulkhead.errors import AlreadyExists, FailedPrecondition, NotFound
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Where removed snapshots wait for the background; no snapshot has such a name.
-TRASH = "trash"
+TRASH, VOID = "trash", "void"
 UNPACKING, PENDING = "unpacking", "pending"
 
 
@@ -45,6 +45,10 @@ class Snapshots:
         with contextlib.suppress(FileExistsError):
             os.mkdir(TRASH, 0o700, dir_fd=self.fd)
         self.trash = os.open(TRASH, _OPEN, dir_fd=self.fd)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(VOID, 0, dir_fd=self.fd)
+        #: An empty directory, for workers that are to see no file.
+        self.void = os.open(VOID, _OPEN, dir_fd=self.fd)
         self._thrown = itertools.count()
         self._token = os.urandom(6).hex()
 

@@ -12,14 +12,17 @@ import stat
 from typing import Any
 
 from bulkhead.errors import BulkheadError, InvalidArgument, ResourceExhausted
-from image_svc.unpack import attributes, tar
+from image_svc.unpack import attributes, linux, tar
 from image_svc.unpack.disk import Disk, explain
 from image_svc.unpack.protocol import Limits
+from image_svc.unpack.ring import Ring
 from image_svc.unpack.stream import Stream
 from image_svc.unpack.tar import Entry, shown
 from image_svc.unpack.tree import Directory, components
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Bytes from which on a file's way to the disk begins as soon as it is written, beside the work on those after it.
+_LARGE = 256 * 1024
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."
@@ -119,6 +122,8 @@ class Layer:
             if entry.xattrs:
                 self._ignored_xattrs += attributes.set_xattrs(fd, entry.xattrs)
             os.utime(fd, ns=(entry.mtime, entry.mtime))
+            if entry.size >= _LARGE:
+                linux.sync_file_range(fd)
         finally:
             os.close(fd)
         self._disk.grow(entry.size)
@@ -203,9 +208,9 @@ class Layer:
             self._disk.white_out(parent, hidden)
 
 
-def unpack(source: int, implicit: int, opaque: int, limits: Limits) -> dict[str, Any]:
-    """Unpack the tar stream behind descriptor `source` into the root directory and return what Unpacked holds."""
-    stream = Stream(source, limits.bytes)
+def unpack(ring: Ring, *, implicit: int, opaque: int, limits: Limits, algorithm: str) -> dict[str, Any]:
+    """Unpack the tar stream that comes through a ring into the root directory and return what Unpacked holds."""
+    stream = Stream(ring.take, limits.bytes, algorithm)
     layer = Layer(limits)
     layer.read(stream)
-    return {**layer.finish(implicit, opaque), "stream_bytes": stream.total}
+    return {**layer.finish(implicit, opaque), "stream_bytes": stream.total, "diff_id": stream.digest}

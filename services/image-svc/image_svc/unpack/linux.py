@@ -64,6 +64,12 @@ def unshare(flags: int) -> None:
     check(LIBC.unshare(ctypes.c_int(flags)), "unshare")
 
 
+def sync_file_range(fd: int, offset: int = 0, count: int = 0) -> None:
+    """Begin to write a file's dirty pages to disk without waiting (SYNC_FILE_RANGE_WRITE); 0 bytes: to its end."""
+    flags, start, length = ctypes.c_uint(2), ctypes.c_int64(offset), ctypes.c_int64(count)
+    check(LIBC.sync_file_range(ctypes.c_int(fd), start, length, flags), "sync_file_range")
+
+
 def syncfs(fd: int) -> None:
     """Write the file system that fd is on to disk (man 2 syncfs)."""
     check(LIBC.syncfs(ctypes.c_int(fd)), "syncfs")

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from bulkhead.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
-from image_svc.unpack import confine, layer, linux, merge, opaque, protocol, removal, settle, usage
+from image_svc import digests
+from image_svc.unpack import confine, decode, layer, linux, merge, opaque, protocol, removal, seccomp, settle, usage
 from image_svc.unpack.confine import Confinement
 from image_svc.unpack.directory import Snapshots, State
 from image_svc.unpack.protocol import Limits
-from image_svc.unpack.worker import Step
+from image_svc.unpack.ring import Ring
+from image_svc.unpack.worker import Step, Task
 
 Answer = dict[str, Any]
 Running = Generator[Step, Answer, Answer]
@@ -75,28 +77,46 @@ class Operations:
         if len(request.descriptors) != 1:
             raise InvalidArgument(f"unpack came with {len(request.descriptors)} descriptors, expected the tar stream")
         source = request.descriptors[0]
+        algorithm = request.fields.get("algorithm", "sha256")
+        if algorithm not in digests.LENGTHS:
+            raise InvalidArgument(f"algorithm {str(algorithm)[:40]!r} is not one of {', '.join(digests.LENGTHS)}")
         self._snapshots.begin(name)
         with contextlib.ExitStack() as stack:
             implicit = _closing(stack, self._snapshots.create(f"{name}/implicit"))
             hidden = _closing(stack, self._snapshots.create(f"{name}/opaque"))
             root = _closing(stack, self._snapshots.open(f"{name}/fs"))
-            confinement = Confinement(
-                root,
-                confine.FILES,
-                (source, implicit, hidden),
-                seconds=limits.seconds,
-                file_size=limits.bytes + _FILE_SLACK,
-            )
-            counts = yield Step(
-                confinement, functools.partial(layer.unpack, source, implicit, hidden, limits), limits.seconds
-            )
-            answer = {key: int(counts[key]) for key in protocol.Unpacked.__dataclass_fields__}
+            work = functools.partial(layer.unpack, implicit=implicit, opaque=hidden, limits=limits, algorithm=algorithm)
+            counts = yield self._streaming(root, source, (implicit, hidden), work, limits)
+            answer = protocol.unpacked(counts)
             if answer["opaque"]:
                 listed = _closing(stack, self._snapshots.read(f"{name}/opaque"))
                 marking = Confinement(root, confine.OPAQUE, (listed,), seconds=limits.seconds)
                 yield Step(marking, functools.partial(opaque.mark, listed), limits.seconds)
         self._snapshots.unpacked(name)
         return answer
+
+    def _streaming(
+        self, root: int, source: int, lists: tuple[int, ...], work: Callable[[Ring], Answer], limits: Limits
+    ) -> Step:
+        """Return the step of two processes: one that decompresses the blob, and one that writes files below `root`."""
+        ring = Ring()
+        decoding = Confinement(
+            self._snapshots.void, 0, (source, *ring.filler), seconds=limits.seconds, calls=seccomp.DECODING
+        )
+        writing = Confinement(
+            root,
+            confine.FILES,
+            (*ring.reader, *lists),
+            seconds=limits.seconds,
+            file_size=limits.bytes + _FILE_SLACK,
+        )
+        return Step(
+            writing,
+            functools.partial(work, ring),
+            limits.seconds,
+            beside=Task(decoding, functools.partial(decode.decode, source, ring)),
+            begun=ring.close,
+        )
 
     def settle(self, request: Request) -> Running:
         """Settle a layer on those below it."""

@@ -1,8 +1,8 @@
 """What image-svc and its unpack helper say to each other.
 
-One SOCK_SEQPACKET connection is one operation: the client sends `{"op": NAME, …}` (and, to unpack, the descriptor of
-the tar stream), the helper answers `{"ok": {…}}` or `{"error": {"code": GRPC_CODE, "message": TEXT}}`. Hanging up
-before the answer kills the worker.
+One SOCK_SEQPACKET connection is one operation: the client sends `{"op": NAME, …}` (and, to unpack, a descriptor that
+the layer's blob comes from: gzip, zstd or a plain tar), the helper answers `{"ok": {…}}` or
+`{"error": {"code": GRPC_CODE, "message": TEXT}}`. Hanging up before the answer kills the worker.
 
 A snapshot is the directory `<root>/snapshots/<name>`, its name a decimal number of at most nine digits chosen by
 image-svc and never used again. Inside stand `fs` (the tree), `work` (overlayfs's, writable snapshots only) and, for a
@@ -61,6 +61,14 @@ class Unpacked:
     implicit: int
     #: Extended attributes left out: other than user.*, security.capability and ACLs, or unknown to the file system.
     ignored_xattrs: int
+    #: Digest of the uncompressed stream, with the algorithm asked for.
+    diff_id: str
+
+
+def unpacked(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what an Unpacked holds, taken from a worker's answer, which is not trusted to be one."""
+    names = Unpacked.__dataclass_fields__
+    return {name: str(values[name])[:200] if name == "diff_id" else int(values[name]) for name in names}
 
 
 def name(value: Any) -> str:

@@ -10,21 +10,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bulkhead.errors import BulkheadError, Internal, ResourceExhausted, from_code
+from bulkhead.errors import Aborted, BulkheadError, Internal, ResourceExhausted, from_code
 from image_svc.unpack import confine
 
 #: Bytes of an answer; a pipe holds as many (pipe(7)), so the worker never waits for the helper to read.
 ANSWER_LIMIT = 60_000
+#: Seconds that a process which has closed its descriptors may take to be gone.
+_DYING = 1.0
 
 
 @dataclass(frozen=True)
-class Step:
-    """Work for a worker: `work()` returns what it has to say as JSON values, or raises a BulkheadError."""
+class Task:
+    """What one process does: `work()` returns what it has to say as JSON values, or raises a BulkheadError."""
 
     confinement: confine.Confinement
     work: Callable[[], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Step(Task):
+    """Work for a worker, and for a second process beside it if there is one, whose answer does not count."""
+
     #: Seconds until it is killed.
     seconds: float
+    beside: Task | None = None
+    #: Called in the helper once both have begun: lets go of what only they need.
+    begun: Callable[[], None] = lambda: None
 
 
 class Worker:
@@ -32,14 +43,18 @@ class Worker:
 
     def __init__(self, step: Step) -> None:
         """Fork. The helper has one thread, so the child may go on in Python."""
-        here, there = os.pipe()
-        parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            _run(step, there, parent)
-        os.close(there)
-        os.set_blocking(here, False)
-        self._answer = here
+        self._beside = 0
+        try:
+            if step.beside is not None:
+                self._beside, unread = _fork(step.beside)
+                os.close(unread)
+            self.pid, self._answer = _fork(step)
+        except OSError:
+            self._collect_beside(0.0)
+            raise
+        finally:
+            step.begun()
+        os.set_blocking(self._answer, False)
         self.pidfd = os.pidfd_open(self.pid)
 
     def kill(self) -> None:
@@ -60,9 +75,45 @@ class Worker:
             while len(raw) <= ANSWER_LIMIT and (piece := os.read(self._answer, ANSWER_LIMIT)):
                 raw += piece
         os.close(self._answer)
-        if os.WIFSIGNALED(status):
-            raise _death(os.WTERMSIG(status))
-        return _parse(raw)
+        try:
+            if os.WIFSIGNALED(status):
+                raise _death(os.WTERMSIG(status))
+            answer = _parse(raw)
+        except BulkheadError as error:
+            # A worker says Aborted when the process beside it has let go of its pipe without a word: it is dying.
+            if signal_of_beside := self._collect_beside(_DYING if isinstance(error, Aborted) else 0.0):
+                raise _death(signal_of_beside) from error
+            raise
+        self._collect_beside(0.0)
+        return answer
+
+    def _collect_beside(self, patience: float) -> int:
+        """Have the second process gone and return the signal it died of by itself, within some seconds; 0 for none."""
+        if not self._beside:
+            return 0
+        pidfd = os.pidfd_open(self._beside)
+        ended = bool(select.select([pidfd], [], [], patience)[0])
+        os.close(pidfd)
+        if not ended:  # it holds pipes and memory only, so it dies at once
+            os.kill(self._beside, signal.SIGKILL)
+        _, status = os.waitpid(self._beside, 0)
+        return os.WTERMSIG(status) if ended and os.WIFSIGNALED(status) else 0
+
+
+def _fork(task: Task) -> tuple[int, int]:
+    """Return the process that does the task and the descriptor that its answer comes from."""
+    here, there = os.pipe()
+    parent = os.getpid()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _run(task, there, parent)
+    except OSError:
+        os.close(here)
+        raise
+    finally:
+        os.close(there)
+    return pid, here
 
 
 def _death(number: int) -> BulkheadError:
@@ -70,6 +121,8 @@ def _death(number: int) -> BulkheadError:
         return Internal("unpack worker was killed by its system call filter")
     if number == signal.SIGXCPU:
         return ResourceExhausted("unpack worker used up its processor time")
+    if number == signal.SIGKILL:
+        return Aborted("unpack worker was killed")
     return Internal(f"unpack worker was killed by {signal.Signals(number).name}")
 
 
@@ -84,15 +137,15 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise Internal("unpack worker gave no answer") from error
 
 
-def _run(step: Step, answer: int, parent: int) -> None:
+def _run(task: Task, answer: int, parent: int) -> None:
     """Be the child: never returns."""
     try:
         gc.disable()  # what a worker drops holds no cycles
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        confinement = step.confinement
-        _answer(answer, _attempt(step.work, confinement, answer, parent))
+        confinement = task.confinement
+        _answer(answer, _attempt(task.work, confinement, answer, parent))
     finally:
         os._exit(0)
 

@@ -1,0 +1,179 @@
+"""An image's layers: all that are missing are fetched and unpacked side by side, and committed from the base up."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from bulkhead.config.model import Config
+from bulkhead.errors import BulkheadError, Unimplemented
+from bulkhead.metrics import stage
+from image_svc import media, telemetry
+from image_svc.download import Download, Origin
+from image_svc.ingest import Content
+from image_svc.layers import Unpacking, despite_kills
+from image_svc.patience import Patience
+from image_svc.progress import LayerState, Progress, PullState
+from image_svc.registry.repository import Descriptor
+from image_svc.shared_jobs import Jobs, all_done
+from image_svc.store import Layer, NewImage, NewLayer, Store
+from image_svc.turns import Turns
+from image_svc.unpack.client import UnpackClient
+from image_svc.unpack.protocol import Limits
+
+#: Downloads of one pull at once where the configuration sets no limit.
+_UNLIMITED = 64
+
+
+@dataclass(frozen=True)
+class _Pull:
+    """What one pull gives to each of its layers."""
+
+    origin: Origin
+    #: Its downloads at a time.
+    slots: threading.Semaphore
+    patience: Patience
+    progress: Progress
+
+
+class Bringer:
+    """Brings layers; any number of pulls at once share what they have in common."""
+
+    def __init__(self, config: Config, content: Content, store: Store, client: UnpackClient) -> None:
+        self._config = config
+        self._content = content
+        self._store = store
+        self._client = client
+        #: Downloads and unpackings under way, keyed ("blob", digest) and ("layer", chain id).
+        self.jobs = Jobs()
+        self._turns = Turns(config.bulkhead.unpack_slots or _slots())
+        self._limits = Limits(
+            entries=config.bulkhead.unpack_max_entries,
+            bytes=config.bulkhead.unpack_max_bytes,
+            seconds=config.bulkhead.unpack_timeout,
+        )
+
+    def bring(
+        self, image: NewImage, documents: Mapping[str, int], origin: Origin, patience: Patience, progress: Progress
+    ) -> None:
+        """Have every layer unpacked, and the image recorded; the caller's lease holds what it is made of.
+
+        `documents` are blobs that the pull stored and nobody recorded yet, sizes by digest.
+        """
+        missing = [layer for layer in image.layers if self._store.layer(layer.chain_id) is None]
+        chains = {layer.chain_id for layer in missing}
+        for shown in progress.layers:
+            if shown.chain_id not in chains:
+                shown.state, shown.received = LayerState.PRESENT, shown.size
+        telemetry.LAYERS.labels("present").inc(len(image.layers) - len(missing))
+        if locked := [layer for layer in missing if media.is_encrypted(layer.media_type)]:
+            raise Unimplemented(f"layer {locked[0].digest}: a key is at hand, but decrypting layers is not built yet")
+        slots = threading.Semaphore(self._config.images.max_concurrent_downloads or _UNLIMITED)
+        with ExitStack() as stack:
+            jobs = self._unpack_all(missing, _Pull(origin, slots, patience, progress), stack)
+            progress.state = PullState.COMMITTING
+            self._commit(image, documents, jobs, patience)
+        telemetry.LAYERS.labels("unpacked").inc(len(missing))
+
+    def keep(self, blobs: Mapping[str, int], patience: Patience) -> None:
+        """Make downloaded blobs, sizes by digest, durable and record them, without an image."""
+        self._make_durable(blobs, patience)
+        self._store.add_blobs(blobs)
+
+    def _unpack_all(self, missing: list[Layer], pull: _Pull, stack: ExitStack) -> dict[str, Unpacking]:
+        """Unpack layers, or wait for pulls that do; a failure that is another pull's is tried again on our own."""
+        jobs: dict[str, Unpacking] = {}
+        foreign: set[str] = set()
+        leave: dict[str, Callable[[], None]] = {}
+        names = dict(zip((m.chain_id for m in missing), self._store.new_names(len(missing)), strict=True))
+        while True:
+            for layer in missing:
+                if layer.chain_id in jobs:
+                    continue
+                make = partial(self._unpacking, layer, names[layer.chain_id], pull)
+                entered = ExitStack()
+                stack.push(entered)
+                job, mine = entered.enter_context(self.jobs.join(("layer", layer.chain_id), make, pull.patience))
+                assert isinstance(job, Unpacking)
+                leave[layer.chain_id] = entered.close
+                jobs[layer.chain_id] = job
+                pull.progress.show(job.progress)
+                if not mine:
+                    foreign.add(layer.chain_id)
+            try:
+                pull.patience.wait(all_done([job.future for job in jobs.values()]))
+            except BulkheadError:
+                pull.patience.check()
+                failed = {chain_id for chain_id, job in jobs.items() if job.failed}
+                if failed - foreign:
+                    raise
+                telemetry.RETRIES.labels("shared").inc(len(failed))
+                for chain_id in failed:
+                    del jobs[chain_id]
+                    leave.pop(chain_id)()
+                    foreign.discard(chain_id)
+                continue
+            return jobs
+
+    def _unpacking(self, layer: Layer, name: int, pull: _Pull) -> Unpacking:
+        own = Patience(self._config.bulkhead.pull_timeout, f"layer {layer.digest}")
+        open_blob = partial(self._downloading, layer, pull, own)
+        return Unpacking(layer, name, open_blob, self._client, self._limits, self._turns, own)
+
+    @contextmanager
+    def _downloading(
+        self, layer: Layer, pull: _Pull, patience: Patience, avoid: tuple[str, ...]
+    ) -> Iterator[tuple[Download, bool]]:
+        wanted = Descriptor(layer.digest, layer.size, layer.media_type)
+
+        def make() -> Download:
+            own = Patience(self._config.bulkhead.pull_timeout, f"download of {layer.digest}")
+            return Download(wanted, pull.origin, self._content, pull.slots, own, avoid)
+
+        with self.jobs.join(("blob", layer.digest), make, patience) as (download, mine):
+            assert isinstance(download, Download)
+            yield download, mine
+
+    # Commit
+
+    def _commit(
+        self, image: NewImage, documents: Mapping[str, int], jobs: dict[str, Unpacking], patience: Patience
+    ) -> None:
+        """Settle the new layers from the base up, make everything durable, then let it count, all at once."""
+        new = self._settle(image.layers, jobs, patience) if jobs else []
+        blobs = {**documents, **{job.layer.digest: job.layer.size for job in jobs.values()}}
+        self._make_durable(blobs, patience)
+        kept = self._store.add_image(image, new, blobs)
+        for job in jobs.values():
+            job.committed = job.committed or job.name in kept
+
+    def _settle(self, layers: Sequence[Layer], jobs: dict[str, Unpacking], patience: Patience) -> list[NewLayer]:
+        lower: list[str] = []
+        parent, new = "", []
+        for layer in layers:
+            known = self._store.layer(layer.chain_id)
+            name = known.name if known else jobs[layer.chain_id].name
+            if known is None:
+                job = jobs[layer.chain_id]
+                unpacked = job.future.result()
+                with job.settling:
+                    despite_kills(partial(self._client.settle, str(name), lower), self._client, patience)
+                new.append(NewLayer(layer.chain_id, parent, layer.diff_id, name, unpacked.bytes, unpacked.inodes))
+            lower.append(str(name))
+            parent = layer.chain_id
+        return new
+
+    def _make_durable(self, blobs: Mapping[str, int], patience: Patience) -> None:
+        if not blobs:
+            return
+        for digest in blobs:
+            self._content.keep(digest)
+        with stage("pull_sync"):
+            despite_kills(self._client.sync, self._client, patience)
+
+
+def _slots() -> int:
+    """Return how many layers to unpack at a time on this machine: each keeps two processes busy."""
+    return max(2, len(os.sched_getaffinity(0)))
