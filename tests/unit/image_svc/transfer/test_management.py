@@ -1,0 +1,341 @@
+"""Names come and go, and what is said of images is so."""
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from bulkhead.proto import images_pb2 as pb
+from bulkhead.proto import images_pb2 as run
+from image_svc.rpc.transfers import message
+from support import archives
+from support.fake_registry import FakeRegistry, Handler
+from support.image_station import Station, station
+from support.images import MEDIA, Image, Layer, digest
+
+
+@pytest.fixture
+def image() -> Image:
+    """Return an image of two layers."""
+    return Image([Layer().file("a", "lower").tar(), Layer().file("b", "upper").tar()], {"Labels": {"tier": "web"}})
+
+
+@pytest.fixture
+def here(node: Station, image: Image) -> str:
+    """Have the image here as app:1 and return its id."""
+    return str(node.send(archives.tar(archives.oci(image))).images[0].id)
+
+
+def code(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    """Return how a call fails."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code(), caught.value.details() or ""
+
+
+def delete(node: Station, image: str, *, force: bool = False) -> pb.DeleteResponse:
+    """Delete a name or an image."""
+    answer: pb.DeleteResponse = node.stub.Delete(pb.DeleteRequest(image=image, force=force), timeout=5)
+    return answer
+
+
+def test_find(node: Station, here: str, image: Image) -> None:
+    """An image is found by name, id, prefix, and the digest of its manifest."""
+    manifest = digest(image.manifest())
+    for text in ("app:1", "docker.io/library/app:1", here, here[7:], here[7:15], f"app@{manifest}", manifest):
+        assert node.stub.Inspect(pb.InspectRequest(image=text), timeout=5).image.id == here
+    for text in ("app:2", "0123", digest(b"no")):
+        assert code(lambda text=text: node.stub.Inspect(pb.InspectRequest(image=text), timeout=5)) == (  # type: ignore[misc]
+            grpc.StatusCode.NOT_FOUND,
+            f"image {text!r} is not here",
+        )
+    assert code(lambda: node.stub.Inspect(pb.InspectRequest(), timeout=5))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_tag(node: Station, here: str) -> None:
+    """A further name is listed by the CRI; one that another image has moves, unless that is not wanted."""
+    answer = node.stub.Tag(pb.TagRequest(image=here[7:20], names=["x.io/a:2", "b"]), timeout=5)
+    assert list(answer.names) == ["x.io/a:2", "docker.io/library/b:latest"]
+    assert "x.io/a:2" in node.listed()
+
+    other = Image([Layer().file("c", "other").tar()])
+    node.send(archives.tar(archives.oci(other, "x.io/other:1")))
+    request = pb.TagRequest(image="x.io/other:1", names=["x.io/a:2"], keep_existing=True)
+    assert code(lambda: node.stub.Tag(request, timeout=5))[0] is grpc.StatusCode.ALREADY_EXISTS
+    request.keep_existing = False
+    node.stub.Tag(request, timeout=5)
+    assert node.stub.Inspect(pb.InspectRequest(image="x.io/a:2"), timeout=5).image.id != here
+    bad = pb.TagRequest(image="app:1", names=[f"x.io/a@{here}"])
+    assert code(lambda: node.stub.Tag(bad, timeout=5))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_delete_by_name(node: Station, here: str) -> None:
+    """A name goes alone while the image has another tag; with the last one the image goes."""
+    node.stub.Tag(pb.TagRequest(image=here, names=["x.io/a:2"]), timeout=5)
+    assert list(delete(node, "x.io/a:2").deleted) == []
+    assert "docker.io/library/app:1" in node.listed()
+    assert list(delete(node, "app:1").deleted) == [here]
+    assert node.listed() == []
+    assert node.blobs() == set()
+    assert code(lambda: delete(node, "app:1"))[0] is grpc.StatusCode.NOT_FOUND
+
+
+def test_delete_by_id(node: Station, here: str) -> None:
+    """An id that has names in several repositories needs force."""
+    node.stub.Tag(pb.TagRequest(image=here, names=["x.io/a:2"]), timeout=5)
+    status, text = code(lambda: delete(node, here))
+    assert status is grpc.StatusCode.FAILED_PRECONDITION
+    assert "x.io/a:2" in text
+    assert len(delete(node, here, force=True).untagged) == 3
+    assert node.listed() == []
+
+
+def prepare(node: Station, image: str, key: str) -> None:
+    """Make a container's snapshot."""
+    node.run.Prepare(run.PrepareRequest(key=key, image_id=image), timeout=5)
+
+
+def test_an_image_in_use_stays(node: Station, here: str) -> None:
+    """What a container uses is neither deleted nor pruned; forced, its layers stay."""
+    prepare(node, here, "container-1")
+    status, text = code(lambda: delete(node, "app:1"))
+    assert status is grpc.StatusCode.FAILED_PRECONDITION
+    assert "container-1" in text
+    assert node.stub.Prune(pb.PruneRequest(all=True), timeout=5).images == []
+    (shown,) = node.stub.List(pb.ListRequest(filters=["used=true"]), timeout=5).images
+    assert list(shown.used_by) == ["container-1"]
+
+    delete(node, "app:1", force=True)
+    node.blobs()
+    assert len(node.parts.store.layer_sizes()) == 2
+
+
+def test_a_pinned_image_stays(tmp_path: Path, image: Image) -> None:
+    """What the configuration pins is neither deleted nor pruned without force."""
+    with station(tmp_path, pinned_images={"sandbox": "app:1"}) as node:
+        node.send(archives.tar(archives.oci(image)))
+        assert "pinned" in code(lambda: delete(node, "app:1"))[1]
+        assert node.stub.Prune(pb.PruneRequest(all=True), timeout=5).images == []
+        assert delete(node, "app:1", force=True).deleted
+
+
+def test_prune(node: Station, here: str) -> None:
+    """Without a tag goes by default, everything unused with all; a dry run changes nothing and says the same."""
+    other = Image([Layer().file("c", "other").tar()])
+    node.send(archives.tar(archives.oci(other)))  # takes app:1 over
+    dry = node.stub.Prune(pb.PruneRequest(dry_run=True), timeout=5)
+    assert [each.image.id for each in dry.images] == [here]
+    assert len(node.listed()) == 3
+
+    before = node.stub.Usage(pb.UsageRequest(), timeout=5)
+    real = node.stub.Prune(pb.PruneRequest(), timeout=5)
+    assert real == dry
+    node.blobs()
+    after = node.stub.Usage(pb.UsageRequest(), timeout=5)
+    assert before.blobs.bytes + before.layers.bytes - after.blobs.bytes - after.layers.bytes == real.freed
+    assert node.stub.Prune(pb.PruneRequest(all=True, filters=["label=none"]), timeout=5).images == []
+    assert node.stub.Prune(pb.PruneRequest(all=True), timeout=5).freed == after.reclaimable
+    assert node.blobs() == set()
+
+
+def test_usage_shares(node: Station, image: Image) -> None:
+    """A layer that two images have is shared; what only one has is its own, and the sums are what is on disk."""
+    more = Image([*image.layers, Layer().file("c", "more").tar()])
+    node.send(archives.tar(archives.oci(image)))
+    node.send(archives.tar(archives.oci(more, "x.io/more:1")))
+    usage = node.stub.Usage(pb.UsageRequest(), timeout=5)
+    small, large = sorted(usage.images, key=lambda each: each.unique)
+    assert small.shared == large.shared > 0
+    assert small.shared + small.unique + large.unique == usage.blobs.bytes + usage.layers.bytes
+    assert usage.blobs.bytes == sum(
+        len(blob) for blob in (archives.image_blobs(image) | archives.image_blobs(more)).values()
+    )
+    assert usage.filesystem_size > usage.filesystem_free > 0
+
+
+def test_filters(node: Station, here: str) -> None:
+    """The conditions choose as documented, and what is none of them is refused."""
+    for yes in (
+        "reference=app*",
+        "reference=docker.io/library/app",
+        "label=tier",
+        "label=tier=web",
+        "dangling=false",
+        "used=false",
+        "pinned=false",
+        "since=1h",
+        "platform=linux/amd64",
+        "label=!tier=db",
+        "unpacked=true",
+    ):
+        assert [each.id for each in node.stub.List(pb.ListRequest(filters=[yes]), timeout=5).images] == [here], yes
+    for no in (
+        "reference=!app*",
+        "reference=ap",
+        "label=tier=db",
+        "dangling=true",
+        "until=1h",
+        "until=2020-01-01",
+        "platform=linux/arm64",
+        "encrypted=true",
+    ):
+        assert node.stub.List(pb.ListRequest(filters=[no]), timeout=5).images == [], no
+    for bad in ("x", "x=1", "dangling=maybe", "until=soon", "label="):
+        status, text = code(lambda bad=bad: node.stub.List(pb.ListRequest(filters=[bad]), timeout=5))  # type: ignore[misc]
+        assert status is grpc.StatusCode.INVALID_ARGUMENT
+        assert "expected" in text
+
+
+def encrypted(image: Image) -> dict[str, bytes]:
+    """Return a layout whose second layer is encrypted for a JWE key and two OpenPGP keys."""
+    config, layers = image.blobs()
+    manifest = json.loads(image.manifest())
+    session_key = bytes([0x84, 12, 3]) + bytes(range(8)) + b"\x01xx"  # old format, tag 1, of 12 bytes
+    manifest["layers"][1]["mediaType"] += "+encrypted"
+    manifest["layers"][1]["annotations"] = {
+        "org.opencontainers.image.enc.keys.jwe": base64.b64encode(b"{}").decode(),
+        "org.opencontainers.image.enc.keys.pgp": base64.b64encode(session_key + session_key).decode(),
+        "org.opencontainers.image.enc.pubopts": "e30=",
+    }
+    body = json.dumps(manifest).encode()
+    blobs = {archives.blob_name(digest(blob)): blob for blob in (config, *layers, body)}
+    described = archives.entry(body, MEDIA["oci"]["manifest"], **{archives.FULL_NAME: "x.io/enc:1"})
+    return archives.layout([described], blobs)
+
+
+def test_an_encrypted_image_without_its_key(tmp_path: Path, image: Image) -> None:
+    """It is kept with a warning, the CRI does not see it, and its layers say for whom they are encrypted."""
+    with station(tmp_path, key_model="") as node:
+        result = node.send(archives.tar(encrypted(image)))
+        (warning,) = result.warnings
+        assert "kept, but not unpacked" in warning
+        assert (result.images[0].encrypted, result.images[0].unpacked) == (True, False)
+        assert node.listed() == []
+        plain, locked = node.stub.LayerInfo(pb.LayerInfoRequest(image="x.io/enc:1"), timeout=5).layers
+        assert (list(plain.encryption), list(plain.recipients)) == ([], [])
+        assert list(locked.encryption) == ["jwe", "pgp"]
+        assert list(locked.recipients) == ["[jwe]", "0x0001020304050607", "0x0001020304050607"]
+        node.stub.Tag(pb.TagRequest(image="x.io/enc:1", names=["x.io/enc:2"]), timeout=5)
+        delete(node, "x.io/enc:1")
+        assert node.export("x.io/enc:2")
+        assert node.stub.Prune(pb.PruneRequest(all=True), timeout=5).images[0].image.repo_tags == ["x.io/enc:2"]
+        assert node.blobs() == set()
+
+
+@pytest.fixture
+def multi(registry: FakeRegistry, image: Image) -> str:
+    """Hold an image of two platforms in the registry and return its name."""
+    other = Image([Layer().file("a", "for arm").tar()], architecture="arm64")
+    for each in (image, other):
+        registry.push("multi", digest(each.manifest()), each)
+    registry.push_manifest("multi", "1", archives.index_of([other, image]), MEDIA["oci"]["index"])
+    return f"{registry.address}/multi:1"
+
+
+def pull(node: Station, image: str, **fields: object) -> list[pb.TransferEvent]:
+    """Pull an image and return all events."""
+    return list(node.stub.Pull(pb.PullRequest(image=image, **fields), timeout=20))  # type: ignore[arg-type]
+
+
+def test_pull(node: Station, multi: str) -> None:
+    """Events say how far every layer is, the last one is the result."""
+    *events, last = pull(node, multi)
+    final = events[-1].progress
+    assert final.stage == pb.Transfer.DONE
+    assert [part.state for part in final.parts] == [pb.Part.DONE] * 2
+    assert all(part.done == part.size for part in final.parts)
+    assert list(last.result.names) == [multi]
+    assert list(last.result.images[0].platforms) == ["linux/amd64"]
+    again = pull(node, multi)[-2].progress
+    assert [part.state for part in again.parts] == [pb.Part.PRESENT] * 2
+
+
+def test_pull_of_all_platforms(node: Station, multi: str, registry: FakeRegistry) -> None:
+    """Everything is here once, can be exported whole, and only the machine's platform is unpacked."""
+    (*_, last) = pull(node, multi, platforms=pb.Platforms(all=True))
+    assert list(last.result.images[0].platforms) == ["linux/arm64", "linux/amd64"]
+    assert len(node.unpack.trees) == 2
+    assert node.export(multi, platforms=pb.Platforms(all=True))
+    blobs = [each.path for each in registry.asked("/blobs/")]
+    assert len(blobs) == len(set(blobs))
+    node.blobs()
+    assert node.export(multi, platforms=pb.Platforms(all=True))
+
+
+def test_pull_of_another_platform(node: Station, multi: str) -> None:
+    """It is content only; a later pull of the machine's own keeps both."""
+    (*_, last) = pull(node, multi, platforms=pb.Platforms(names=["linux/arm64"]))
+    assert not last.result.images[0].unpacked
+    assert (node.listed(), node.unpack.trees) == ([], {})
+    pull(node, multi)
+    assert multi in node.listed()
+    assert node.export(multi, platforms=pb.Platforms(all=True))
+    assert "s390x" in code(lambda: pull(node, multi, platforms=pb.Platforms(names=["linux/s390x"])))[1]
+
+
+def test_watch(node: Station, multi: str, registry: FakeRegistry) -> None:
+    """A pull that anybody began is seen while it goes on, once more at its end, and is gone after that."""
+    gate = threading.Event()
+
+    def slowly(handler: Handler) -> bool:
+        gate.wait(10)
+        return False
+
+    registry.on("/blobs/", slowly)
+    puller = threading.Thread(target=pull, args=(node, multi))
+    puller.start()
+    answers = node.stub.WatchPulls(pb.WatchPullsRequest(interval_ms=100), timeout=20)
+    stages = []
+    for answer in answers:
+        stages += [each.stage for each in answer.pulls]
+        if answer.pulls:
+            assert answer.pulls[0].image == multi
+            gate.set()
+        elif stages:
+            break
+    puller.join(10)
+    assert stages[-1] == pb.Transfer.DONE
+    bad = pb.WatchPullsRequest(interval_ms=5)
+    assert code(lambda: next(node.stub.WatchPulls(bad, timeout=5)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_pull_ends_when_its_caller_leaves(node: Station, multi: str, registry: FakeRegistry) -> None:
+    """Nobody else wants it: it is called off, and metrics and watchers have nothing to show."""
+    asked, gate = threading.Event(), threading.Event()
+
+    def hold(handler: Handler) -> bool:
+        asked.set()
+        gate.wait(10)
+        return False
+
+    registry.on("/blobs/", hold)
+    call = node.stub.Pull(pb.PullRequest(image=multi), timeout=20)
+    assert asked.wait(10)
+    call.cancel()
+    gate.set()
+    until = time.monotonic() + 10
+    while node.parts.puller.pulls.current() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert node.parts.puller.pulls.current() == []
+    assert node.listed() == []
+
+
+def test_a_failed_pull_says_why(node: Station, registry: FakeRegistry) -> None:
+    """The status is the failure's own, and so is the last event."""
+    status, text = code(lambda: pull(node, f"{registry.address}/nope:1"))
+    assert status is grpc.StatusCode.NOT_FOUND
+    assert "nope" in text
+    assert code(lambda: pull(node, "Bad Name"))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_transfer_messages() -> None:
+    """A progress without layers is a transfer without parts."""
+    from image_svc.progress import Progress
+
+    made = message(Progress("x.io/a:1"))
+    assert (made.image, made.stage, list(made.parts)) == ("x.io/a:1", pb.Transfer.RESOLVING, [])
