@@ -66,7 +66,9 @@ class Inventory:
         """
         if not text:
             raise InvalidArgument("image is empty; expected a name or an id")
-        image = self._parts.catalogue.try_find(text) if _is_reference(text) or _HEX.fullmatch(text) else None
+        if not _HEX.fullmatch(text):
+            reference.parse(text)
+        image = self._parts.catalogue.try_find(text)
         if image is not None:
             entry = self._of_image(image, self._parts.store.targets(), self._parts.store.pulled_at())
             name = _complete(text)
@@ -180,10 +182,6 @@ class Inventory:
             wanted = f"sha256:{digits}"
             found = [entry for entry in self.entries() if wanted in (entry.manifest, entry.target)]
         return found
-
-
-def _is_reference(text: str) -> bool:
-    return bool(_complete(text))
 
 
 def _complete(text: str) -> str:

@@ -1,0 +1,242 @@
+"""`bulkhead images`: what it prints, what it exits with, and what it leaves where."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bulkhead.cli.__main__ import parser
+from bulkhead.cli.images import exits
+from support import archives
+from support.fake_registry import FakeRegistry, Handler
+from support.image_station import Station
+from support.images import Image, Layer, digest
+
+VERBS = (
+    "ls",
+    "pull",
+    "push",
+    "tag",
+    "rm",
+    "inspect",
+    "layerinfo",
+    "import",
+    "export",
+    "usage",
+    "prune",
+    "explain",
+    "watch",
+)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every verb shows examples of itself and the exit statuses, in lines that fit a terminal of 120 columns."""
+    with pytest.raises(SystemExit) as left:
+        parser("images").parse_args(["images", verb, "--help"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0
+    assert f"bulkhead images {verb} " in text.partition("examples:")[2]
+    assert exits.TEXT in text
+    assert max(map(len, text.partition("examples:")[2].splitlines())) <= 120
+
+
+def test_other_commands_do_not_pay() -> None:
+    """gRPC and rich are imported for `images` alone."""
+    script = (
+        "import sys; from bulkhead.cli.__main__ import parser; parser('status');"
+        "print([m for m in ('grpc', 'rich') if m in sys.modules])"
+    )
+    assert subprocess_output(script) == "[]"
+
+
+def subprocess_output(script: str) -> str:
+    """Return what a Python program prints."""
+    return subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_ls(node: Station, here: str) -> None:
+    """A table for people, ids for scripts, JSON with numbers for programs."""
+    node.images("tag", "app:1", "x.io/zoo:7")
+    ran = node.images("ls")
+    lines = ran.out.splitlines()
+    assert lines[0].split() == ["REPOSITORY", "TAG", "IMAGE", "ID", "PULLED", "SIZE", "PLATFORM", "STATE"]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["docker.io/library/app", "1", here[7:19]],
+        ["x.io/zoo", "7", here[7:19]],
+    ]
+    assert node.images("ls", "--quiet").out == f"{here}\n"
+    assert here in node.images("ls", "--no-trunc").out
+    (shown,) = json.loads(node.images("ls", "--json", "x.io/*", "--filter", "reference=x.io/*").out)["images"]
+    assert isinstance(shown["size"], int)
+    assert shown["used_by"] == []
+    assert node.images("ls", "nothing*", "--quiet").out == ""
+    wrong = node.images("ls", "--filter", "x=y")
+    assert (wrong.status, wrong.out) == (exits.USAGE, "")
+
+
+def test_ls_dangling_and_digests(node: Station, here: str) -> None:
+    """An image whose tag moved shows <none>, and is what --dangling lists."""
+    other = Image([Layer().file("c", "other").tar()])
+    node.send(archives.tar(archives.oci(other)))
+    assert node.images("ls", "--dangling", "-q").out == f"{here}\n"
+    rows = [line.split() for line in node.images("ls", "--digests", "--no-trunc", "--sort", "pulled").out.splitlines()]
+    assert [row[1] for row in rows[1:]] == ["1", "<none>"]
+    assert rows[1][2] == digest(other.manifest())
+
+
+def test_tag_and_rm(node: Station, here: str) -> None:
+    """Several at once; what fails sets the status and does not keep the others from their end."""
+    assert node.images("tag", "app:1", "x.io/a:1", "x.io/b").out == "x.io/a:1\nx.io/b:latest\n"
+    ran = node.images("rm", "x.io/a:1", "nope:1", "x.io/b")
+    assert (ran.status, ran.out) == (exits.MISSING, "untagged: x.io/a:1\nuntagged: x.io/b:latest\n")
+    assert "'nope:1' is not here" in ran.err
+    assert node.images("rm", "--ignore-missing", "nope:1").status == 0
+    assert f"deleted: {here}" in node.images("rm", here).out
+    assert node.images("rm", "Bad Name").status == exits.USAGE
+
+
+def test_inspect_and_layerinfo(node: Station, here: str, image: Image) -> None:
+    """JSON with configuration and manifest; the table that ctr-enc users know."""
+    (shown,) = json.loads(node.images("inspect", "app:1").out)
+    assert shown["config"]["config"]["Cmd"] == ["sh"]
+    assert shown["manifest"] == json.loads(image.manifest())
+    assert (shown["id"], shown["index"]) == (here, None)
+    head, *rows = node.images("layerinfo", "app:1", "--platform", "linux/amd64").out.splitlines()
+    assert head.split() == ["#", "DIGEST", "PLATFORM", "SIZE", "ENCRYPTION", "RECIPIENTS"]
+    _, layers = image.blobs()
+    assert [row.split() for row in rows] == [
+        [str(n), digest(layer), "linux/amd64", str(len(layer))] for n, layer in enumerate(layers)
+    ]
+    assert node.images("layerinfo", "app:1", "--platform", "linux/s390x").status == exits.MISSING
+
+
+def test_pull(node: Station, registry: FakeRegistry, image: Image) -> None:
+    """Results go to standard output, progress to standard error; quiet prints the id alone."""
+    registry.push("app", "1", image)
+    name = f"{registry.address}/app:1"
+    ran = node.images("pull", name)
+    assert ran.out == f"{name}: {digest(image.manifest())}\n"
+    assert ran.err.count(": done (") == 2
+    assert node.images("pull", "-q", name).out == f"{digest(image.blobs()[0])}\n"
+    events = [json.loads(line) for line in node.images("pull", "--json", name).out.splitlines()]
+    assert events[-1]["result"]["names"] == [name]
+    assert {part["state"] for part in events[-2]["progress"]["parts"]} == {"PRESENT"}
+
+
+def test_pull_of_several(node: Station, registry: FakeRegistry, image: Image) -> None:
+    """Every one is tried; the first failure is the status."""
+    registry.push("app", "1", image)
+    ran = node.images("pull", f"{registry.address}/no:1", f"{registry.address}/app:1")
+    assert ran.status == exits.MISSING
+    assert "app:1" in ran.out
+
+
+def test_credentials(
+    node: Station, registry: FakeRegistry, image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A password comes from standard input, the option, or a file as docker login writes it, and is never printed."""
+    registry.push("app", "1", image)
+    name = f"{registry.address}/app:1"
+
+    def guard(handler: Handler) -> bool:
+        if handler.headers.get("Authorization") == "Basic cm9ib3Q6c2VjcmV0LXdvcmQ=":
+            return False
+        return handler.reply(401, WWW_Authenticate='Basic realm="test"')
+
+    registry.on("/v2/", guard)
+    assert node.images("pull", name).status == exits.REFUSED
+    monkeypatch.setattr(sys, "stdin", io.StringIO("secret-word\n"))
+    assert node.images("pull", "--user", "robot", "--password-stdin", name).status == 0
+    assert node.images("pull", "--user", "robot:secret-word", name).status == 0
+    file = tmp_path / "auth.json"
+    file.write_text(json.dumps({"auths": {registry.address: {"auth": "cm9ib3Q6c2VjcmV0LXdvcmQ="}}}))
+    assert node.images("pull", "--authfile", str(file), name).status == 0
+    wrong = node.images("pull", "--authfile", str(file), "other.io/app")
+    assert wrong.status == exits.MISSING
+    assert "no credentials for other.io" in wrong.err
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert node.images("pull", "--password-stdin", name).status == exits.USAGE
+    assert node.images("pull", "--user", "robot", "--password-stdin", name).status == exits.USAGE
+    assert node.images("pull", "--user", "robot", name).status == exits.USAGE
+
+
+def test_export_and_import(node: Station, here: str, tmp_path: Path) -> None:
+    """A tar, a directory and standard input hold the same image; what fails leaves no file."""
+    tar, directory = tmp_path / "out.tar", tmp_path / "layout"
+    assert node.images("export", str(tar), "app:1").status == 0
+    assert node.images("export", "--directory", str(directory), "app:1").status == 0
+    files = {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    assert files == archives.untar(tar.read_bytes())
+    assert node.images("export", "--directory", str(directory), "app:1").status == exits.CONFLICT
+
+    before = sorted(os.listdir(tmp_path))
+    assert node.images("export", str(tmp_path / "none.tar"), "nope:1").status == exits.MISSING
+    assert node.images("export", str(tmp_path / "no" / "dir.tar"), "app:1").status == exits.CONFLICT
+    assert sorted(os.listdir(tmp_path)) == before
+
+    node.images("rm", "app:1")
+    assert node.images("import", str(tar)).out == "docker.io/library/app:1\n"
+    assert node.images("import", str(directory), "--name", "x.io/a:1", "-q").out == f"{here}\n"
+    assert node.images("import", str(tmp_path / "none.tar")).status == exits.MISSING
+    assert node.images("import", str(tmp_path)).status == exits.USAGE
+    (directory / "blobs" / "sha256" / here[7:]).write_bytes(b"{}")
+    assert node.images("import", str(directory)).status == exits.DAMAGED
+
+
+def test_standard_streams(node: Station, here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-` is standard output of an export and standard input of an import."""
+    node.images("export", str(tmp_path / "out.tar"), "app:1")
+    data = (tmp_path / "out.tar").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert node.images("import", "-", "--name", "x.io/in:1").out == "x.io/in:1\n"
+
+
+def test_usage_and_prune(node: Station, here: str) -> None:
+    """Tables with sums; prune says what it would do, does it, and finds nothing more."""
+    text = node.images("usage").out
+    assert "docker.io/library/app:1" in text
+    assert "reclaimable" in text
+    assert json.loads(node.images("usage", "--json").out)["layers"]["count"] == 2
+    assert node.images("prune").out == "0B are being freed\n"
+    assert "would remove: docker.io/library/app:1" in node.images("prune", "--all", "--dry-run").out
+    assert node.images("prune", "--all", "--force", "-q").out == f"{here}\n"
+    assert node.images("ls", "-q").out == ""
+
+
+def test_explain(node: Station, registry: FakeRegistry, image: Image) -> None:
+    """The hosts in order and what they answer; 1 for a name that does not resolve."""
+    registry.push("app", "1", image)
+    ran = node.images("explain", f"{registry.address}/app:1")
+    assert ran.status == 0
+    assert f"resolves to {digest(image.manifest())}" in ran.out
+    gone = node.images("explain", f"{registry.address}/no:1")
+    assert gone.status == exits.FAILED
+    assert "does not resolve" in gone.out
+    assert json.loads(node.images("explain", "--offline", "--json", "busybox").out)["hosts"]
+
+
+def test_watch_once(node: Station) -> None:
+    """With nothing under way there is nothing to show."""
+    assert json.loads(node.images("watch", "--once", "--json").out) == {"pulls": []}
+
+
+def test_no_service(node: Station, tmp_path: Path) -> None:
+    """A socket that is not there, or is none, is told with its path."""
+    node.socket = tmp_path / "none.sock"
+    ran = node.images("ls")
+    assert ran.status == exits.UNAVAILABLE
+    assert str(node.socket) in ran.err
+    node.socket.write_text("")
+    assert "not a socket" in node.images("ls").err
+
+
+def test_wrong_usage(node: Station) -> None:
+    """argparse's own complaints have the same status as ours."""
+    assert node.images("pull").status == exits.USAGE
+    assert node.images("pull", "--platform", "linux/arm64", "--all-platforms", "x").status == exits.USAGE
+    assert node.images("pull", "--platform", "a/b/c/d", "x").status == exits.USAGE

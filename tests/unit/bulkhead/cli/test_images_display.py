@@ -1,0 +1,107 @@
+"""Progress, sizes, ages and tables as people see them."""
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from bulkhead.cli.images import exits, text
+from bulkhead.cli.images.bars import Bars
+from bulkhead.cli.images.login import registry_of
+from bulkhead.cli.images.progress import Lines
+from bulkhead.errors import BulkheadError, DataLoss, Internal, NotFound, Unavailable
+from bulkhead.proto import images_pb2 as pb
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0B"), (999, "999B"), (1000, "1.00kB"), (9994, "9.99kB"), (9996, "10.0kB"), (123_456, "123kB"),
+     (999_600, "1.00MB"), (2_789_669, "2.79MB"), (5 * 10**12, "5.00TB"), (10**18, "1000PB")],
+)  # fmt: skip
+def test_sizes(count: int, shown: str) -> None:
+    """Three significant digits, never 1000 of a unit that has a larger one."""
+    assert text.size(count) == shown
+
+
+@given(st.integers(0, 10**18))
+def test_sizes_are_close(count: int) -> None:
+    """What is shown is within half a percent."""
+    shown = text.size(count)
+    number = float(shown.rstrip("BkMGTP"))
+    factor = 1000 ** ("B", "kB", "MB", "GB", "TB", "PB").index(shown.lstrip("0123456789."))
+    assert abs(number * factor - count) <= count * 0.0051 + 0.5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(1, "just now"), (30, "30 seconds ago"), (60, "1 minute ago"), (7200, "2 hours ago"), (86_400 * 20, "2 weeks ago"),
+     (86_400 * 800, "2 years ago")],
+)  # fmt: skip
+def test_ages(seconds: int, shown: str) -> None:
+    """The largest unit that fits, whole."""
+    assert text.age(10**18 - seconds * 10**9, now=1e9) == shown
+
+
+def test_names_cannot_steer_the_terminal() -> None:
+    """Control characters that an image's maker wrote are replaced."""
+    assert "\x1b" not in text.table(["A"], [["\x1b[2Jgone\n"]])
+
+
+@pytest.mark.parametrize(
+    ("image", "registry"),
+    [("busybox", "docker.io"), ("library/busybox:1", "docker.io"), ("localhost/x", "localhost"),
+     ("quay.io/a/b", "quay.io"), ("reg:5000/a", "reg:5000"), ("quay.io", "docker.io")],
+)  # fmt: skip
+def test_registry_of_a_name(image: str, registry: str) -> None:
+    """The first component counts when it looks like a host."""
+    assert registry_of(image) == registry
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(NotFound("x"), 3), (Unavailable("x"), 5), (DataLoss("x"), 8), (Internal("x"), 1),
+     (BulkheadError("SignatureValidationFailed: x"), 4), (BulkheadError("RegistryUnavailable: x"), 5)],
+)  # fmt: skip
+def test_exit_statuses(error: BulkheadError, status: int) -> None:
+    """An error's kind decides, the CRI's own names before it."""
+    assert exits.status(error) == status
+
+
+def transfer(*states: "pb.Part.State", done: int = 0) -> pb.Transfer:
+    """Return a transfer whose layers of 1 MB are in those states."""
+    parts = [
+        pb.Part(digest=f"sha256:{n:064x}", size=10**6, done=10**6 if state in (3, 4) else done, state=state)
+        for n, state in enumerate(states)
+    ]
+    return pb.Transfer(id="1", image="x.io/a:1", stage=pb.Transfer.MOVING, parts=parts)
+
+
+def test_lines() -> None:
+    """Elsewhere than on a terminal a layer's end is a line, said once, and the whole is summed up now and then."""
+    out = io.StringIO()
+    lines = Lines("pulling", out, period=0)
+    lines.show(transfer(pb.Part.MOVING, pb.Part.PRESENT, done=1000))
+    lines.show(transfer(pb.Part.MOVING, pb.Part.PRESENT, done=500_000))
+    lines.show(transfer(pb.Part.DONE, pb.Part.PRESENT))
+    lines.close()
+    shown = out.getvalue().splitlines()
+    assert shown[0] == "000000000000: exists (1.00MB)" or "exists" in shown[0]
+    assert any(line.startswith("x.io/a:1: pulling 1.50MB of 2.00MB, ") and "left" in line for line in shown)
+    assert sum(line.endswith("done (1.00MB)") for line in shown) == 1
+
+
+def test_bars() -> None:
+    """On a terminal every layer has a bar with amount, rate and time left, and so has the whole."""
+    out = io.StringIO()
+    bars = Bars("pulling", Console(file=out, force_terminal=True, width=140))
+    bars.show(transfer(pb.Part.MOVING, pb.Part.PRESENT, done=1000))
+    bars.show(transfer(pb.Part.MOVING, pb.Part.PRESENT, done=500_000))
+    bars.bytes(10, 20)
+    bars.close()
+    last = out.getvalue()
+    assert "pulling" in last
+    assert "exists" in last
+    assert "1.5/2.0 MB" in last
+    assert "MB/s" in last or "kB/s" in last or "?" in last
