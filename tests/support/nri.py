@@ -54,7 +54,8 @@ class Plugin:
 
     name: str
     log: Path
-    process: subprocess.Popen[bytes]
+    #: The process, if the test started it.
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -123,7 +124,7 @@ class Bench:
         Path(f"{target}.args").write_text("\n".join(["-log", str(log), *arguments]))
         if settings:
             (self.directory / "conf.d" / f"{name}.conf").write_text(settings)
-        return Plugin(name, log, subprocess.Popen(["true"]))
+        return Plugin(name, log)
 
     def names(self) -> list[str]:
         """The plugins that are asked, in order."""
