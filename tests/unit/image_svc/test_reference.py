@@ -1,5 +1,7 @@
 """References are completed as Docker and containerd complete them."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,3 +81,90 @@ def test_parsing_ends_and_is_stable(text: str) -> None:
     except InvalidArgument:
         return
     assert reference.parse(str(found)) == found
+
+
+# The grammar of github.com/distribution/reference (regexp.go), from which names are made here.
+_PART = "(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]{0,6}[a-zA-Z0-9])"
+_DOMAIN = rf"(?:{_PART}(?:\.{_PART}){{0,3}}|\[[a-fA-F0-9:]{{1,12}}\])(?::[0-9]{{1,6}})?"
+_PATH_PART = "[a-z0-9]{1,5}(?:(?:[._]|__|[-]{1,3})[a-z0-9]{1,5}){0,3}"
+_PATH = f"{_PATH_PART}(?:/{_PATH_PART}){{0,3}}"
+_TAG = "[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,20}"
+
+
+def from_regex(pattern: str) -> st.SearchStrategy[str]:
+    """Return texts that a pattern matches as a whole, in ASCII as Go reads it."""
+    return st.from_regex(re.compile(pattern, re.ASCII), fullmatch=True)
+
+
+@given(from_regex(_DOMAIN), from_regex(_PATH), from_regex(_TAG) | st.none(), st.sampled_from(["", "sha256", "sha512"]))
+def test_every_name_of_the_grammar(domain: str, path: str, tag: str | None, algorithm: str) -> None:
+    """What the grammar makes is read back in its parts, where the first one can be told from a path."""
+    digest = f"{algorithm}:{'5e' * (32 if algorithm == 'sha256' else 64)}" if algorithm else ""
+    text = f"{domain}/{path}" + (f":{tag}" if tag is not None else "") + (f"@{digest}" if digest else "")
+    is_host = "." in domain or ":" in domain or domain == "localhost" or domain.lower() != domain
+    if not is_host and not re.fullmatch(_PATH_PART.replace("{1,5}", "+").replace("{1,3}", "+"), domain):
+        with pytest.raises(InvalidArgument):
+            reference.parse(text)
+        return
+    found = reference.parse(text)
+
+    wanted = domain if domain != "index.docker.io" else "docker.io"
+    assert found.domain == (wanted if is_host else "docker.io")
+    assert found.path == (path if is_host else f"{domain}/{path}")
+    assert found.tag == ("" if digest else tag or "latest")
+    assert found.digest == digest
+
+
+@given(from_regex(f"{_PATH}(?::{_TAG})?"), st.sampled_from("\0 \n\t/@#$%&*()=+,;?<>|\\\"'~^`é"), st.integers(0, 60))
+def test_foreign_characters_are_refused(text: str, character: str, at: int) -> None:
+    """No character from outside the grammar, at any place, goes unnoticed."""
+    broken = text[:at] + character + text[at:]
+    if character == "/" and 0 < at < len(text) and re.fullmatch(f"{_PATH}(?::{_TAG})?", broken):
+        return
+    try:
+        found = reference.parse(broken)
+    except InvalidArgument:
+        return
+    assert character == "/", found
+
+
+@pytest.mark.parametrize(
+    ("text", "complete"),
+    [
+        ("a" * 255, f"docker.io/library/{'a' * 247}"),
+        ("docker.io/docker.io/app", "docker.io/docker.io/app:latest"),
+        ("localhost/a", "localhost/a:latest"),
+        ("LOCALHOST/a", "LOCALHOST/a:latest"),
+        ("a.b/c", "a.b/c:latest"),
+        ("a-.b/c", ""),
+        ("-a.b/c", ""),
+        ("a_b.c/d", ""),
+        ("a__b/c", "docker.io/a__b/c:latest"),
+        ("a___b/c", ""),
+        ("a---b/c", "docker.io/a---b/c:latest"),
+        ("a.-b/c", ""),
+        ("h:/a", ""),
+        ("h:5000", "docker.io/library/h:5000"),
+        ("h:5000:1", ""),
+        ("[::1]/a", "[::1]/a:latest"),
+        ("[::1", ""),
+        ("a:1:2", ""),
+        ("a@sha256", ""),
+        (f"a@sha256:{HEX}@sha256:{HEX}", ""),
+        (f"A/b@sha256:{HEX}", f"A/b@sha256:{HEX}"),
+        ("xn--n3h.com/app:1", "xn--n3h.com/app:1"),
+        ("0/0:0", "docker.io/0/0:0"),
+        ("a:_", "docker.io/library/a:_"),
+        ("a:.", ""),
+        ("a" * 63, f"docker.io/library/{'a' * 63}:latest"),
+        ("a" * 64, ""),
+        (HEX + "/app", f"docker.io/{HEX}/app:latest"),
+    ],
+)
+def test_corners_of_the_grammar(text: str, complete: str) -> None:
+    """Names at the edges of distribution's grammar (its reference_test.go and normalize_test.go)."""
+    if complete and len(text) < 255:
+        assert str(reference.parse(text)) == complete
+        return
+    with pytest.raises(InvalidArgument):
+        reference.parse(text)

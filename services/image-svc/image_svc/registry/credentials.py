@@ -60,6 +60,8 @@ class Account:
         self._lock = threading.Lock()
         #: Where the credentials come from, for people; never what they are.
         self.source = source
+        #: Tokens that were given in exchange, the last few.
+        self._issued: tuple[str, ...] = ()
         #: Why there are none although a credential provider is configured for the host; else empty.
         self.problem = ""
 
@@ -67,6 +69,16 @@ class Account:
     def known(self) -> Credentials:
         """What is known without asking anybody."""
         return self._known
+
+    def issued(self, *tokens: str) -> None:
+        """Note tokens that a token service gave for the credentials: they are secrets like those."""
+        self._issued = (*self._issued, *tokens)[-8:]
+
+    def redact(self, text: str) -> str:
+        """Return a text of somebody else's making with every secret of ours blotted out."""
+        for token in self._issued:
+            text = text.replace(token, "***") if token else text
+        return self._known.redact(text)
 
     def demand(self) -> Credentials:
         """Return the credentials, asking a credential provider the first time.

@@ -47,7 +47,7 @@ class HostFailure(Exception):
 def from_response(response: httpx.Response, what: str, host: str, account: Account) -> HostFailure:
     """Turn an HTTP error status into a failure; the registry's own words are quoted without our secrets."""
     status = response.status_code
-    words = account.known.redact(_words(response))
+    words = account.redact(_words(response))
     text = f"{what}: {host} answered {status} {response.reason_phrase}{f' ({words})' if words else ''}"
     if account.problem and status in (401, 403, 404):
         text += f"; {account.problem}"

@@ -146,6 +146,7 @@ class Authorizer:
             token = life = refresh = None
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise HostFailure(Unauthenticated(f"{what}: {where} answered 200 without a token"))
+        self._account.issued(token, refresh if isinstance(refresh, str) else "")
         if isinstance(refresh, str) and self._account.known.identity_token:
             self._refresh = refresh
         sound = isinstance(life, int | float) and not isinstance(life, bool) and 0 < life < _ENDLESS
