@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from image_svc.unpack.protocol import Limits, Unpacked
 
 #: Seconds beyond a limit the helper itself keeps before its silence counts as a failure.
 GRACE = 15.0
+#: Seconds that a call waits for a helper that is being started anew.
+RESTART_PATIENCE = 10.0
 _PAGE = 1000
 
 
@@ -104,17 +107,29 @@ class UnpackClient:
         return found
 
     def ping(self, *, timeout: float = 5.0) -> None:
-        """Return if the helper answers."""
-        self._call({"op": "ping"}, timeout)
+        """Return if the helper answers; waits for no restart."""
+        self._call({"op": "ping"}, timeout, patience=0)
 
-    def _connect(self) -> socket.socket:
-        try:
-            return seqpacket.connect(self._path)
-        except Unavailable as error:
-            raise UnpackerGone(f"unpack helper: {error}") from error
+    def _connect(self, patience: float) -> socket.socket:
+        """Connect, trying for `patience` seconds: nothing was sent yet, so nothing is ordered twice."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return seqpacket.connect(self._path)
+            except Unavailable as error:
+                if time.monotonic() >= deadline:
+                    raise UnpackerGone(f"unpack helper: {error}") from error
+                time.sleep(0.05)
 
-    def _call(self, request: dict[str, Any], timeout: float, fds: Sequence[int] = ()) -> dict[str, Any]:
-        with self._connect() as connection:
+    def _call(
+        self,
+        request: dict[str, Any],
+        timeout: float,
+        fds: Sequence[int] = (),
+        *,
+        patience: float = RESTART_PATIENCE,
+    ) -> dict[str, Any]:
+        with self._connect(patience) as connection:
             connection.settimeout(timeout)
             try:
                 seqpacket.send(connection, request, fds)
