@@ -185,9 +185,9 @@ def test_adjustments_are_merged_as_the_go_module_does(oracle: Oracle, answers: l
     except FailedPrecondition as error:
         complaint = str(error)
 
-    theirs, error = oracle.ask(create={"pod": {"id": "p"}, "container": CONTAINER}, answers=messages)
+    theirs, theirs_error = oracle.ask(create={"pod": {"id": "p"}, "container": CONTAINER}, answers=messages)
 
-    agree(theirs, error, response, complaint, nri.CreateContainerResponse)
+    agree(theirs, theirs_error, response, complaint, nri.CreateContainerResponse)
 
 
 @settings(max_examples=200)
@@ -208,9 +208,9 @@ def test_updates_are_merged_as_the_go_module_does(oracle: Oracle, answers: list[
     except FailedPrecondition as error:
         complaint = str(error)
 
-    theirs, error = oracle.ask(
+    theirs, theirs_error = oracle.ask(
         update={"pod": {"id": "p"}, "container": CONTAINER, "linux_resources": requested},
         answers=[{"update": answer} for answer in answers],
     )
 
-    agree(theirs, error, response, complaint, nri.UpdateContainerResponse)
+    agree(theirs, theirs_error, response, complaint, nri.UpdateContainerResponse)

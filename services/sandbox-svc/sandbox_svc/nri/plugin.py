@@ -67,10 +67,13 @@ class Plugin:
         self.events = 0
         self._config, self._version, self._update, self._on_end = config, version, update, on_end
         self._settings, self._process = settings, process
+        #: Whether its process is a child of ours.
+        self.started_here = process is not None
         self._registered = threading.Event()
         self._refused = ""
         self._configured = False
         self._old = False
+        self._ending = threading.Lock()
         self._room = threading.BoundedSemaphore(UPDATES_AT_ONCE)
         self._connection = Connection(sock, self._serve, self._on_close, config.plugin_request_timeout)
 
@@ -78,11 +81,6 @@ class Plugin:
     def name(self) -> str:
         """The plugin as conflicts and logs name it, "NN-name"."""
         return f"{self.index}-{self.base}"
-
-    @property
-    def started_here(self) -> bool:
-        """Whether its process is a child of ours."""
-        return self._process is not None
 
     @property
     def closed(self) -> bool:
@@ -159,8 +157,11 @@ class Plugin:
 
     def end_process(self) -> None:
         """Kill and reap the plugin's process if it was started here; waits up to 5 s for one stuck in the kernel."""
-        if self._process is not None:
-            command.end(self._process)
+        with self._ending:
+            # Once only: when it is reaped, its number may be another process's.
+            process, self._process = self._process, None
+        if process is not None:
+            command.end(process)
 
     def _call(self, method: str, request: Message, response_type: type[M]) -> M:
         return self._connection.call(method, request, response_type, self._config.plugin_request_timeout)

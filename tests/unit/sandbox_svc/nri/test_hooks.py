@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from support.nri_peer import Answers, Peer
 CONFIG = Nri(plugin_registration_timeout=10.0, plugin_request_timeout=10.0)
 NEEDS = NriValidator(enable=True, required_plugins=("guard",), tolerate_missing_plugins_annotation="tolerate.x")
 #: Methods that a request can be refused by, and the call that makes it.
-REFUSABLE = {
+REFUSABLE: dict[str, Callable[[Hooks], Any]] = {
     "RunPodSandbox": lambda hooks: hooks.run_pod_sandbox(pod()),
     "UpdatePodSandbox": lambda hooks: hooks.update_pod_sandbox(pod(), nri.LinuxResources(), nri.LinuxResources()),
     "CreateContainer": lambda hooks: hooks.create_container(pod(), container()),
@@ -28,7 +28,7 @@ REFUSABLE = {
     "UpdateContainer": lambda hooks: hooks.update_container(pod(), container(), nri.LinuxResources()),
 }
 #: Those that nothing can refuse.
-FINAL = {
+FINAL: dict[str, Callable[[Hooks], Any]] = {
     "PostUpdatePodSandbox": lambda hooks: hooks.post_update_pod_sandbox(pod()),
     "StopPodSandbox": lambda hooks: hooks.stop_pod_sandbox(pod()),
     "RemovePodSandbox": lambda hooks: hooks.remove_pod_sandbox(pod()),
@@ -112,7 +112,7 @@ def adjusting(**env: str) -> Answers:
 
 def count(event: str, verdict: str) -> float:
     """The counter of requests."""
-    return relay.REQUESTS.labels(event, verdict)._value.get()
+    return float(relay.REQUESTS.labels(event, verdict)._value.get())
 
 
 def test_nothing_is_active_without_plugins(world: World) -> None:

@@ -185,7 +185,7 @@ def test_without_conflict_the_order_of_plugins_does_not_matter(wishes: list[dict
     shuffled = list(range(len(answers)))
     order.shuffle(shuffled)
 
-    outcomes = []
+    outcomes: list[Any] = []
     for indices in (range(len(answers)), shuffled):
         made = creation()
         try:

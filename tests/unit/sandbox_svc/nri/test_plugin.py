@@ -326,7 +326,12 @@ def test_what_is_not_the_protocol_ends_the_connection(junk: bytes) -> None:
     """A frame that cannot be one, or a hang-up in its middle, ends the plugin and fails what it was asked."""
     pair = make(config=Nri(plugin_request_timeout=30))
     pair.begin()
-    pair.peer.answers["RunPodSandbox"] = lambda raw: (pair.peer.theirs.sendall(junk), pair.peer.theirs.shutdown(1))[0]
+
+    def send_junk(raw: bytes) -> None:
+        pair.peer.theirs.sendall(junk)
+        pair.peer.theirs.shutdown(1)
+
+    pair.peer.answers["RunPodSandbox"] = send_junk
 
     with pytest.raises(Lost):
         pair.plugin.ask(Event.RUN_POD_SANDBOX, nri.RunPodSandboxRequest())

@@ -105,9 +105,10 @@ def test_each_rule_refuses_its_own(option: str, owners: Owners, profile: Any) ->
     """A rule that is on refuses, with the plugin's name and its own; all the others together do not."""
     adjust = ContainerAdjustment()
     adjust.linux.sysctl["kernel.x"] = "1"
-    every = {name: True for name in vars(NriValidator()) if name.startswith("reject_")}
+    only: dict[str, Any] = {option: True}
+    every: dict[str, Any] = {name: True for name in vars(NriValidator()) if name.startswith("reject_")}
 
     with pytest.raises(FailedPrecondition, match=f"10-p .*{option}"):
-        validator.check(NriValidator(**{option: True}), adjust, owners, "c", profile)
+        validator.check(NriValidator(**only), adjust, owners, "c", profile)
     validator.check(NriValidator(**(every | {option: False})), adjust, owners, "c", profile)
     validator.check(NriValidator(**every), adjust, Owners(), "c", profile)
