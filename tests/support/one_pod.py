@@ -14,6 +14,7 @@ from bulkhead.proto import shim_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import process
 from sandbox_svc.background import Background
+from sandbox_svc.checkpoint.under_way import UnderWay
 from sandbox_svc.ledger import Ledger
 from sandbox_svc.nri.hooks import Hooks
 from sandbox_svc.nri.lifecycle import Lifecycle
@@ -29,7 +30,7 @@ from sandbox_svc.watch import Watcher
 class FakeLink:
     """A shim that keeps `calls`, and what each container's State would say."""
 
-    RUNNING = 2
+    RUNNING, PAUSED = 2, 4
 
     def __init__(self, binding: ShimBinding) -> None:
         self.binding = binding
@@ -120,6 +121,7 @@ def one_pod(tmp_path: Path) -> Iterator[Any]:
     node = SimpleNamespace(
         nri=without_plugins(model, bundles, background),
         exec_plugins=Chain(Bulkhead(nri_exec_conf_path="", nri_exec_conf_dir="")),
+        checkpoints=UnderWay(),
         model=model,
         database=database,
         ledger=ledger,

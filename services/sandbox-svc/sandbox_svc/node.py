@@ -9,6 +9,7 @@ from bulkhead.config.model import Config
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import cgroup, usermap
 from sandbox_svc.background import Background
+from sandbox_svc.checkpoint.under_way import UnderWay
 from sandbox_svc.cni import Manager
 from sandbox_svc.happenings import Happenings
 from sandbox_svc.hardware import ConfiguredHardware
@@ -63,6 +64,7 @@ class Node:
         self.watcher = Watcher(self.ledger, self.background, self.nri.ended)
         self.exec_plugins = Chain(self.config.bulkhead)
         self.hardware = ConfiguredHardware(self.config.runtime)
+        self.checkpoints = UnderWay()
 
     @property
     def events_socket(self) -> Path:

@@ -16,6 +16,7 @@ from bulkhead.errors import BulkheadError, NotFound, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import cgroup, leftovers, past_shim, process, reserve, trees, undo, watch
 from sandbox_svc.node import Node
+from sandbox_svc.rpc import checkpoint_container
 from sandbox_svc.store.entities import Container, Pod, Told
 from sandbox_svc.store.records import Exit, Phase, ShimBinding
 from sandbox_svc.task.link import Link
@@ -208,6 +209,8 @@ def _settle_one(node: Node, entity: Pod | Container, link: Link, reported: dict[
         return
     entity.doubt(False)
     node.watcher.park(entity, link)
+    if isinstance(entity, Container):
+        checkpoint_container.thaw(node, entity.id, link)
 
 
 def _ended(node: Node, entity: Pod | Container, outcome: Exit) -> None:

@@ -17,6 +17,7 @@ from sandbox_svc.node import Node
 from sandbox_svc.rpc import events, lists, pod_metrics, stats, statuses, update
 from sandbox_svc.rpc import exec as execs
 from sandbox_svc.rpc import status as node_status
+from sandbox_svc.rpc.checkpoint_container import checkpoint_container
 from sandbox_svc.rpc.create_container import create_container
 from sandbox_svc.rpc.remove_container import remove_container
 from sandbox_svc.rpc.remove_pod_sandbox import remove_pod_sandbox
@@ -55,6 +56,7 @@ LONG: dict[str, Callable[..., Any]] = {
     "StartContainer": start_container,
     "StopContainer": stop_container,
     "RemoveContainer": remove_container,
+    "CheckpointContainer": checkpoint_container,
     "UpdateContainerResources": update.update_container_resources,
     "UpdatePodSandboxResources": update.update_pod_sandbox_resources,
     "PodSandboxStatus": statuses.pod_sandbox_status,

@@ -34,6 +34,7 @@ ALLOWED: dict[str, tuple[tuple[int, ...], str]] = {
     "resume": ((PAUSED,), "paused"),
     "exec": ((RUNNING,), "running"),
     "update": ((CREATED, RUNNING, PAUSED), "alive"),
+    "checkpoint": ((RUNNING, PAUSED), "running"),
     "delete": ((STOPPED,), "stopped"),
 }
 _NAMES = {CREATED: "created", RUNNING: "running", PAUSED: "paused", STOPPED: "stopped"}

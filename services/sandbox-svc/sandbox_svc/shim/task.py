@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from bulkhead.errors import Unimplemented
 from bulkhead.proto.containerd import task_pb2 as pb
 from bulkhead.proto.containerd.runc_options_pb2 import ProcessDetails
 from bulkhead.proto.containerd.task_types_pb2 import ProcessInfo
-from sandbox_svc.shim import metrics
+from sandbox_svc.shim import checkpoint, metrics
 from sandbox_svc.shim.endings import stamp
 from sandbox_svc.shim.events import pack
 from sandbox_svc.shim.lifecycle import Lifecycle
@@ -115,9 +114,10 @@ class TaskService:
         await self._lifecycle.freeze(self._lifecycle.find(request.id), "resume")
         return Empty()
 
-    async def checkpoint(self, _request: pb.CheckpointTaskRequest, _: float) -> Message:
-        """Refuse: checkpoints are not built."""
-        raise Unimplemented("Checkpoint is not offered by this shim")
+    async def checkpoint(self, request: pb.CheckpointTaskRequest, limit: float) -> Message:
+        """Write a container's processes to files."""
+        await checkpoint.write(self._lifecycle.find(request.id), request, limit)
+        return Empty()
 
     async def kill(self, request: pb.KillRequest, _: float) -> Message:
         """Signal a process, or all of the container's."""

@@ -18,6 +18,7 @@ from bulkhead import ttrpc
 from bulkhead.errors import NotFound, Unavailable
 from bulkhead.proto import images_pb2, shim_pb2
 from bulkhead.proto.containerd import task_pb2, task_types_pb2, types_pb2
+from bulkhead.proto.containerd.runc_options_pb2 import CheckpointOptions
 from bulkhead.ttrpc_frames import NAMESPACE_KEY
 from sandbox_svc.store.records import Exit, ShimBinding
 
@@ -39,7 +40,7 @@ def exit_of(status: int, stamp: object) -> Exit:
 class Link:
     """One shim, reached over at most one connection at a time."""
 
-    RUNNING = task_types_pb2.RUNNING
+    RUNNING, PAUSED = task_types_pb2.RUNNING, task_types_pb2.PAUSED
 
     def __init__(self, binding: ShimBinding, on_disconnect: Callable[[], None] | None = None) -> None:
         self.binding = binding
@@ -153,6 +154,21 @@ class Link:
             id=ident, resources=ProtoAny(type_url=LINUX_RESOURCES, value=resources), annotations=annotations
         )
         self._call("Update", request, Empty, CREATE_TIMEOUT)
+
+    def pause(self, ident: str) -> None:
+        """Freeze a container's processes."""
+        self._call("Pause", task_pb2.PauseRequest(id=ident), Empty, CREATE_TIMEOUT)
+
+    def resume(self, ident: str) -> None:
+        """Thaw a container's processes."""
+        self._call("Resume", task_pb2.ResumeRequest(id=ident), Empty, CREATE_TIMEOUT)
+
+    def checkpoint(self, ident: str, images: str, work: str, timeout: float) -> None:
+        """Have CRIU write a container's processes to a directory, and its log to another; they live on."""
+        chosen = CheckpointOptions(work_path=work)
+        request = task_pb2.CheckpointTaskRequest(id=ident, path=images)
+        request.options.CopyFrom(ProtoAny(type_url=chosen.DESCRIPTOR.full_name, value=chosen.SerializeToString()))
+        self._call("Checkpoint", request, Empty, timeout)
 
     def stats(self, ident: str) -> ProtoAny:
         """Return the cgroup metrics of a container as the shim packs them (io.containerd.cgroups.v1 or v2.Metrics)."""
