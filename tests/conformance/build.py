@@ -23,10 +23,16 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
     "hardware": {"hardware": (".", "")},
     "nriplugin": {"nriplugin": (".", "nri_no_wasm")},
     "nriexec": {"nriexec": (".", "")},
+    "ocicrypt": {"ocicrypt": (".", "")},
+    "imgcrypt": {
+        "ctd-decoder": ("github.com/containerd/imgcrypt/cmd/ctd-decoder", ""),
+        "ctr-enc": ("github.com/containerd/imgcrypt/cmd/ctr", ""),
+    },
     "cri-tools": {
         "crictl": ("sigs.k8s.io/cri-tools/cmd/crictl", ""),
         "critest": ("sigs.k8s.io/cri-tools/cmd/critest", ""),
     },
+    "checkpointctl": {"checkpointctl": ("github.com/checkpoint-restore/checkpointctl", "")},
     "runc": {"runc": ("github.com/opencontainers/runc", "seccomp")},
     "containerd": {
         # The tags leave out what the comparison never touches; they halve the time of the build.
@@ -40,8 +46,9 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
 
 #: Binaries that are a package's tests, which `go test -c` compiles.
 TESTS = {"critest"}
-#: Binaries with parts in C: runc enters namespaces and builds its filters in it (gcc and libseccomp-dev).
-CGO = {"runc"}
+#: Binaries with parts in C: runc enters namespaces and builds its filters in it (gcc and libseccomp-dev), ocicrypt
+#: loads PKCS#11 modules.
+CGO = {"runc", "ocicrypt"}
 
 #: Seconds for one binary on a slow machine with a cold build cache.
 TIMEOUT = 1800

@@ -120,7 +120,7 @@ class Desk:
         opened = self.open("decrypt", request.use, layer, Deadline(UNWRAP_TIMEOUT, "unwrapping a layer's key"))
         started()
         try:
-            digest, size = stream.decrypt(ends, opened.private, opened.public)
+            digest, size = stream.decrypt(ends, opened.private, opened.public, diff_id=layer.diff_id)
         except BulkheadError as error:
             raise type(error)(f"layer {verdict.shown(layer.digest)}: {error}") from error
         BYTES.labels("decrypt").inc(size)

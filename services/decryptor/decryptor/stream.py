@@ -38,10 +38,11 @@ class Ends:
     control: socket.socket
 
 
-def decrypt(ends: Ends, private: Private, public: Public, idle: float = IDLE) -> tuple[str, int]:
+def decrypt(ends: Ends, private: Private, public: Public, *, diff_id: str = "", idle: float = IDLE) -> tuple[str, int]:
     """Decrypt from source to sink; return digest and size of the plain layer once MAC and digest are right.
 
-    DataLoss if they are not: what went into the sink is then worthless. Cancelled and DeadlineExceeded as in _Mover.
+    The private digest may be the diff id instead, which is the caller's to check: skopeo wraps the digest of what it
+    read, before it compressed it. DataLoss if they are not: what went into the sink is then worthless. Cancelled and DeadlineExceeded as in _Mover.
     """
     assert public.cipher == CIPHER
     mac, plain = hmac.new(private.key, digestmod=hashlib.sha256), hashlib.sha256()
@@ -51,8 +52,8 @@ def decrypt(ends: Ends, private: Private, public: Public, idle: float = IDLE) ->
     if not hmac.compare_digest(mac.digest(), public.hmac):
         raise DataLoss(f"the MAC over the layer's {size} bytes is not the one in its annotations")
     digest = f"sha256:{plain.hexdigest()}"
-    if private.digest and not hmac.compare_digest(digest, private.digest):
-        raise DataLoss(f"the decrypted layer is {digest}, and the key was made for {private.digest}")
+    if private.digest not in ("", digest, diff_id):
+        raise DataLoss(f"the decrypted layer is {digest}, and its key was made for {private.digest}")
     return digest, size
 
 

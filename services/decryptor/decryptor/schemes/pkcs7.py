@@ -96,8 +96,9 @@ def belongs(key: rsa.RSAPrivateKey, certificate: x509.Certificate) -> bool:
 
 
 def wrap(payload: bytes, certificates: list[x509.Certificate]) -> bytes:
-    """Return the payload enveloped for certificates, byte for byte in the form ocicrypt's reader wants.
+    """Return the payload enveloped for certificates, in the older form: readers of both times open it.
 
+    The newer one, encryptedContent as [0] primitive, is not open to what was built before smallstep's pkcs7.
     InvalidArgument for a certificate without an RSA key.
     """
     key, nonce = os.urandom(16), os.urandom(_NONCE)
@@ -105,7 +106,8 @@ def wrap(payload: bytes, certificates: list[x509.Certificate]) -> bytes:
     inner = der.write(der.SEQUENCE, der.write(_NONCE_TAG, nonce), der.integer(_TAG))
     algorithm = der.write(der.SEQUENCE, _AES128_GCM, der.write(der.SEQUENCE & ~der.CONSTRUCTED, inner))
     sealed = AESGCM(key).encrypt(nonce, payload, None)
-    body = der.write(der.SEQUENCE, _DATA, algorithm, der.write(der.CONTEXT, sealed))
+    content = der.write(der.CONTEXT | der.CONSTRUCTED, der.write(der.OCTET_STRING, sealed))
+    body = der.write(der.SEQUENCE, _DATA, algorithm, content)
     data = der.write(der.SEQUENCE, der.integer(0), der.write(der.SET, recipients), body)
     return der.write(der.SEQUENCE, _ENVELOPED, der.write(der.CONTEXT | der.CONSTRUCTED, data))
 
