@@ -123,7 +123,7 @@ def _remove_images(stack: Stack) -> None:
 
 
 def _kill(stack: Stack, service: str) -> None:
-    """Kill a service that serves: after the last time it may still be starting, or wait for its turn to.
+    """Kill a service that serves, which after the last time it may not yet, and wait until its process is gone.
 
     The frontend waits for the services behind it, so the spec may begin at once. Nobody waits for the frontend: its
     socket refuses connections until it is back, which the kubelet answers by trying again and critest by failing.
@@ -134,6 +134,8 @@ def _kill(stack: Stack, service: str) -> None:
             raise SystemExit(f"{service} does not come back:\n{stack.log[-4000:]}")
         time.sleep(0.05)
     old = stack.kill(service)
+    while Path(f"/proc/{old}").exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
     if service == "cri-frontend":
         stack.wait_restarted(service, old)
 
