@@ -23,6 +23,11 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
     "hardware": {"hardware": (".", "")},
     "nriplugin": {"nriplugin": (".", "nri_no_wasm")},
     "nriexec": {"nriexec": (".", "")},
+    "ocicrypt": {"ocicrypt": (".", "")},
+    "imgcrypt": {
+        "ctd-decoder": ("github.com/containerd/imgcrypt/cmd/ctd-decoder", ""),
+        "ctr-enc": ("github.com/containerd/imgcrypt/cmd/ctr", ""),
+    },
     "cri-tools": {
         "crictl": ("sigs.k8s.io/cri-tools/cmd/crictl", ""),
         "critest": ("sigs.k8s.io/cri-tools/cmd/critest", ""),
@@ -41,8 +46,9 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
 
 #: Binaries that are a package's tests, which `go test -c` compiles.
 TESTS = {"critest"}
-#: Binaries with parts in C: runc enters namespaces and builds its filters in it (gcc and libseccomp-dev).
-CGO = {"runc"}
+#: Binaries with parts in C: runc enters namespaces and builds its filters in it (gcc and libseccomp-dev), ocicrypt
+#: loads PKCS#11 modules.
+CGO = {"runc", "ocicrypt"}
 
 #: Seconds for one binary on a slow machine with a cold build cache.
 TIMEOUT = 1800
