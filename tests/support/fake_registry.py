@@ -6,6 +6,7 @@ import json
 import ssl
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class Seen:
     method: str
     path: str
     headers: dict[str, str]
+    #: When, to tell the order across registries.
+    at: int = field(default_factory=time.monotonic_ns)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,6 +70,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
         return True
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what is no request, such as the beginning of TLS, with a status line, as other servers do."""
+        self.wfile.write(f"HTTP/1.1 {code} {message}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        self.close_connection = True
 
     def break_off(self) -> bool:
         """Close the connection where it stands."""
