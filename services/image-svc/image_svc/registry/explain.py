@@ -15,7 +15,7 @@ from image_svc.registry import hosts
 from image_svc.registry.endpoint import Endpoint
 from image_svc.registry.failures import HostFailure
 from image_svc.registry.hosts import Host
-from image_svc.registry.repository import Descriptor, Repository
+from image_svc.registry.repository import Descriptor, Repository, needed
 
 #: Seconds that one host may take to answer.
 HOST_TIME = 20.0
@@ -106,12 +106,10 @@ def _searched(name: Reference, registry: Registry) -> list[str]:
 def _planned(endpoint: Endpoint, name: Reference, *, push: bool) -> Step:
     host = endpoint.host
     namespace = "" if host.serves(name.domain) else f"?ns={name.domain}"
-    wanted, why = _wanted(name, push=push)
-    able = wanted in host.capabilities
-    later = wanted == "resolve" and "pull" in host.capabilities
-    refusal = f"not asked: without the capability {wanted!r} {why}"
-    if later:
-        refusal += "; content is fetched from it once the digest is known"
+    lacking = _wanted(name, push=push) - host.capabilities
+    result = f"not asked: lacks the capability {' and '.join(sorted(lacking))}" if lacking else ""
+    if lacking == {"resolve"}:
+        result += "; content is fetched from it once the digest is known"
     return Step(
         url=f"{host.origin}{host.path}/{name.path}{namespace}",
         capabilities=tuple(sorted(host.capabilities)),
@@ -119,17 +117,13 @@ def _planned(endpoint: Endpoint, name: Reference, *, push: bool) -> Step:
         credentials=endpoint.account.source,
         tls=_tls(host),
         headers=tuple(dict.fromkeys(key for key, _ in host.header)),
-        result="" if able else refusal,
-        usable=able,
+        result=result,
+        usable=not lacking,
     )
 
 
-def _wanted(name: Reference, *, push: bool) -> tuple[str, str]:
-    if push:
-        return "push", "it is not pushed to"
-    if name.digest:
-        return "pull", "it is not trusted with content"
-    return "resolve", "it is not trusted to say what a tag stands for"
+def _wanted(name: Reference, *, push: bool) -> frozenset[str]:
+    return frozenset({"push"}) if push else needed(name)
 
 
 def _first_alone(steps: list[Step]) -> list[Step]:
@@ -164,9 +158,10 @@ def _asked(plan: Explanation, repository: Repository, patience: Patience, *, pus
             errors += [error] if error else []
         steps.append(step)
     if target is None:
-        wanted = _wanted(repository.reference, push=push)[0]
-        none = f"{repository.reference}: no host has the capability {wanted!r}"
-        problem = "" if push and not errors else "; ".join(errors) or none
+        wanted = " and ".join(sorted(_wanted(repository.reference, push=push)))
+        none = f"{repository.reference}: no host has the capabilities {wanted}"
+        able = any(step.usable for step in plan.steps)
+        problem = "; ".join(errors) or ("" if able else none)
         return replace(plan, steps=tuple(steps), error=problem)
     return replace(plan, steps=tuple(steps), digest=target.digest, media_type=target.media_type)
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import httpx
 
 from bulkhead.config.model import Registry
-from bulkhead.errors import BulkheadError, DataLoss, FailedPrecondition, NotFound
+from bulkhead.errors import BulkheadError, DataLoss, FailedPrecondition, NotFound, PermissionDenied
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
 from image_svc import digests, media
 from image_svc.credentials import Providers
@@ -30,6 +30,8 @@ MANIFEST_LIMIT = 4 << 20
 ROUNDS = 4
 #: Seconds before the second round, doubled for each further one, and the longest wait that Retry-After may ask for.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
+
+_PULL = frozenset({"pull"})
 
 _T = TypeVar("_T")
 
@@ -110,9 +112,8 @@ class Repository:
 
     def resolve(self, patience: Patience) -> Descriptor:
         """Ask what the reference stands for now; also proves that the credentials may read it."""
-        capability = "pull" if self.reference.digest else "resolve"
         what = str(self.reference)
-        return self._over_hosts(capability, lambda endpoint: self._head(endpoint, patience), what, patience)
+        return self._over_hosts(needed(self.reference), lambda endpoint: self._head(endpoint, patience), what, patience)
 
     def manifest(self, wanted: Descriptor, patience: Patience) -> tuple[bytes, str]:
         """Return the bytes of a manifest or index, checked against digest and size, and their media type."""
@@ -125,7 +126,7 @@ class Repository:
                 _check(data, wanted, what, endpoint)
                 return data, _media_type(response) or wanted.media_type
 
-        return self._over_hosts("pull", get, what, patience)
+        return self._over_hosts(_PULL, get, what, patience)
 
     def small_blob(self, wanted: Descriptor, limit: int, patience: Patience) -> bytes:
         """Return a blob of at most `limit` bytes, such as an image's configuration, checked."""
@@ -137,7 +138,7 @@ class Repository:
                 _check(data, wanted, what, endpoint)
                 return data
 
-        return self._over_hosts("pull", get, what, patience)
+        return self._over_hosts(_PULL, get, what, patience)
 
     def download(
         self,
@@ -162,14 +163,20 @@ class Repository:
                     write(part)
             return endpoint.origin
 
-        return self._over_hosts("pull", get, what, patience, progress=have, avoid=avoid)
+        return self._over_hosts(_PULL, get, what, patience, progress=have, avoid=avoid)
 
     def _head(self, endpoint: Endpoint, patience: Patience) -> Descriptor:
         what = str(self.reference)
         path = f"manifests/{self.reference.identifier}"
-        with endpoint.request("HEAD", path, what, patience, {"accept": media.ACCEPT}) as response:
-            found = response.headers.get("docker-content-digest", "")
-            kind = _media_type(response)
+        try:
+            with endpoint.request("HEAD", path, what, patience, {"accept": media.ACCEPT}) as response:
+                found = response.headers.get("docker-content-digest", "")
+                kind = _media_type(response)
+        except HostFailure as failure:
+            if not isinstance(failure.error, PermissionDenied):
+                raise
+            # Only the answer to GET has a body that says why.
+            return self._get(endpoint, patience)
         if not found and self.reference.digest:
             found = self.reference.digest
         if not found or not kind:
@@ -197,7 +204,7 @@ class Repository:
 
     def _over_hosts(
         self,
-        capability: str,
+        capabilities: Collection[str],
         action: Callable[[Endpoint], _T],
         what: str,
         patience: Patience,
@@ -206,9 +213,11 @@ class Repository:
         avoid: Collection[str] = (),
     ) -> _T:
         """Try the hosts in order, then again those whose failure may pass, until the rounds bring nothing new."""
-        left = [e for e in self._endpoints if capability in e.host.capabilities and e.origin not in avoid]
+        able = [endpoint for endpoint in self._endpoints if endpoint.host.capabilities.issuperset(capabilities)]
+        left = [endpoint for endpoint in able if endpoint.origin not in avoid]
         if not left:
-            raise FailedPrecondition(f"{what}: hosts.toml names no host with the capability {capability!r}")
+            wanted = " and ".join(sorted(capabilities))
+            raise FailedPrecondition(f"{what}: hosts.toml names no host with the capabilities {wanted}")
         failures: dict[str, BulkheadError] = {}
         idle, before = 0, progress()
         while True:
@@ -229,6 +238,14 @@ class Repository:
             if not left or idle >= self._retry.rounds or wait > self._retry.longest_wait:
                 raise _worst(failures)
             patience.sleep(wait)
+
+
+def needed(reference: Reference) -> frozenset[str]:
+    """Return the capabilities of the hosts that are asked what a reference stands for.
+
+    A host that is trusted with a tag must have the content as well (containerd, Resolve).
+    """
+    return _PULL if reference.digest else _PULL | {"resolve"}
 
 
 def _worst(failures: dict[str, BulkheadError]) -> BulkheadError:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from bulkhead.config.model import Registry, RegistryAuth
-from bulkhead.errors import InvalidArgument
+from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import digests
+from image_svc import digests, reference
 from image_svc.patience import Patience
 from image_svc.registry.explain import Explanation, explain
+from image_svc.registry.repository import Repository
 from support.fake_registry import FakeRegistry, fake_registry
 
 KIND = "application/vnd.oci.image.manifest.v1+json"
@@ -66,7 +67,7 @@ def test_offline(settings: Registry, registry: FakeRegistry, mirror: FakeRegistr
     ]
     assert [step.source for step in found.steps] == [f"{path}:3: host", f"{path}:5: host", f"{path}:1: server"]
     assert [step.usable for step in found.steps] == [False, True, True]
-    assert "without the capability 'resolve'" in found.steps[0].result
+    assert "lacks the capability resolve" in found.steps[0].result
     assert "content is fetched from it" in found.steps[0].result
     assert found.steps[1].credentials == f"registry.configs.{mirror.address!r}.auth"
     assert found.steps[1].headers == ("X-Secret",)
@@ -107,7 +108,7 @@ def test_push(settings: Registry, registry: FakeRegistry, mirror: FakeRegistry) 
     found = asked(settings, push=True)
 
     assert [step.usable for step in found.steps] == [False, False, True]
-    assert "capability 'push'" in found.steps[0].result
+    assert "lacks the capability push" in found.steps[0].result
     assert found.steps[2].result == "has nothing of that name yet"
     assert found.error == ""
     assert mirror.seen == []
@@ -140,3 +141,15 @@ def test_defaults(tmp_path: Path) -> None:
     assert "deprecated" in old.notes[0]
     (local,) = asked(Registry(config_path=()), "localhost:5000/app", offline=True).steps
     assert local.tls == "certificate not verified, http where the port speaks no TLS"
+
+
+def test_a_tag_needs_a_host_that_has_the_content(tmp_path: Path) -> None:
+    """A host that may resolve and not pull is not asked what a tag stands for, as under containerd."""
+    (tmp_path / "q.io").mkdir()
+    (tmp_path / "q.io" / "hosts.toml").write_text('server = "http://127.0.0.1:1"\ncapabilities = ["resolve"]')
+    settings = Registry(config_path=(str(tmp_path),))
+
+    assert asked(settings).error == "q.io/app:1: no host has the capabilities pull and resolve"
+    assert asked(settings).steps[0].result == "not asked: lacks the capability pull"
+    with pytest.raises(FailedPrecondition, match="no host with the capabilities pull and resolve"):
+        Repository(reference.parse("q.io/app:1"), settings).resolve(Patience(5.0, "resolve"))
