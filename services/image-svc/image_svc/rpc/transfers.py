@@ -10,6 +10,7 @@ import grpc
 
 from bulkhead.errors import InvalidArgument
 from bulkhead.proto import images_pb2
+from image_svc import reference
 from image_svc.progress import LayerProgress, LayerState, Progress, Pulls, PullState
 
 #: Seconds between two looks at a transfer's progress.
@@ -84,6 +85,14 @@ def stream(work: Work, period: float = PERIOD) -> Iterator[images_pb2.TransferEv
     yield images_pb2.TransferEvent(result=result.result())
 
 
+def _is_of(pull: Progress, image: str) -> bool:
+    """Whether a pull, whose name is as its caller wrote it, is of an image by its complete name ("" for any)."""
+    try:
+        return not image or str(reference.parse(pull.reference)) == image
+    except InvalidArgument:
+        return False
+
+
 def watch(
     pulls: Pulls, request: images_pb2.WatchPullsRequest, context: grpc.ServicerContext
 ) -> Iterator[images_pb2.WatchPullsResponse]:
@@ -98,7 +107,7 @@ def watch(
     before: images_pb2.WatchPullsResponse | None = None
     while not gone.is_set():
         began = time.monotonic()
-        current = {id(each): each for each in pulls.current() if request.image in ("", each.reference)}
+        current = {id(each): each for each in pulls.current() if _is_of(each, request.image)}
         # One that ended since is shown once more, as it ended.
         known |= current
         now = images_pb2.WatchPullsResponse(pulls=[message(each) for each in known.values()])

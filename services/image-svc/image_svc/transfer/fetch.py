@@ -10,6 +10,7 @@ from bulkhead.errors import BulkheadError, DataLoss, FailedPrecondition, NotFoun
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
 from image_svc import digests, media, reference
 from image_svc.download import Download
+from image_svc.kubelet_errors import SignatureValidationFailed
 from image_svc.leases import Lease
 from image_svc.parts import Parts
 from image_svc.patience import Patience
@@ -71,6 +72,8 @@ class Fetcher:
                 watch(progress)
                 try:
                     self._parts.puller.pull(wish.image, wish.auth, patience, progress=progress)
+                except SignatureValidationFailed:
+                    raise  # what a verifier rejects is not kept either
                 except (FailedPrecondition, PermissionDenied) as error:
                     refusal = error
                 else:

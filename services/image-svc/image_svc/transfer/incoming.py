@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from bulkhead.errors import FailedPrecondition, NotFound, PermissionDenied
 from image_svc import media
+from image_svc.kubelet_errors import SignatureValidationFailed
 from image_svc.parts import Parts
 from image_svc.patience import Patience
 from image_svc.platforms import Platform
@@ -15,7 +16,7 @@ from image_svc.transfer.archive import read
 from image_svc.transfer.contents import Contents, Tree, Variant
 from image_svc.transfer.layout import Incoming, Layouts
 from image_svc.transfer.selection import Selection
-from image_svc.transfer.staging import Staging
+from image_svc.transfer.staging import Staging, discard_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Importer:
         self._parts = parts
         self._contents = contents
         self._host = host
+        discard_leftovers(parts.content)
 
     def run(self, blocks: Iterable[bytes], options: Options, patience: Patience, watch: Watch) -> list[Taken]:
         """Import every image of an archive; `watch` gets the progress of each that is unpacked.
@@ -124,7 +126,7 @@ class Importer:
                 self._adopt(plan, patience, watch)
                 unpacked = True
             except (FailedPrecondition, PermissionDenied) as error:
-                if not is_encrypted(plan.run):
+                if not is_encrypted(plan.run) or isinstance(error, SignatureValidationFailed):
                     raise
                 warning = f"{names[0]} is kept, but not unpacked: {error}"
         elif not any(each.platform for each in plan.kept):

@@ -18,6 +18,8 @@ from image_svc.store import Store
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+#: What the names of files begin with that are still being written, among the partial downloads.
+_PREFIX = "import-"
 #: Enough of a blob's beginning to tell how it is compressed.
 HEAD = 8
 
@@ -58,7 +60,7 @@ class Staging:
         self._lease.claim(*([expected] if expected else []))
         hasher = digests.hasher(expected) if expected else hashlib.sha256()
         known = bool(expected) and self._content.has(expected, size)
-        path = self._content.partial(f"import-{secrets.token_hex(8)}")
+        path = self._content.partial(f"{_PREFIX}{secrets.token_hex(8)}")
         try:
             head = self._hash(pieces, hasher) if known else self._write(str(path), pieces, hasher)
             found = f"{hasher.name}:{hasher.hexdigest()}"
@@ -102,6 +104,14 @@ class Staging:
             hasher.update(piece)
             head = head or piece[:HEAD]
         return head
+
+
+def discard_leftovers(content: Content) -> None:
+    """Remove the files of imports that a crash cut short; no import may be under way."""
+    for entry in content.partials():
+        if entry.name.startswith(_PREFIX):
+            os.unlink(entry.path)
+            telemetry.REMOVED.labels("partial").inc()
 
 
 def _write_all(fd: int, piece: bytes) -> None:
