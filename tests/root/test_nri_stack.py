@@ -1,5 +1,6 @@
 """Real NRI plugins beside a sandbox-svc that is killed: they come back, or go with it, and nothing slips through."""
 
+import concurrent.futures
 import contextlib
 import os
 import subprocess
@@ -89,6 +90,39 @@ def test_plugins_survive_the_death_of_the_service(program: Path) -> None:
             assert one.heard("StopContainer")["container"]["id"] == running
             assert one.heard("StopPodSandbox")["pod"]["id"] == pod
     assert not _processes(plugins / "20-own")
+
+
+def test_a_late_plugin_misses_nothing(program: Path) -> None:
+    """Containers made before, while and after a plugin takes 2 s to be synchronized are each told of once."""
+    with Sandbox(number=98) as sandbox, concurrent.futures.ThreadPoolExecutor() as threads:
+        pods = sandbox.pods()
+        config = pods.config("web")
+        pod = pods.run(config)
+        before = pods.start(pod, config, "before", "sleep 300")
+        late = threads.submit(_run_late, sandbox, program)
+        plugin = Plugin("10-late", sandbox.directory / "10-late.log")
+        state = plugin.heard("Synchronize")
+        made = [threads.submit(pods.start, pod, config, f"during{number}", "sleep 300") for number in range(3)]
+        during = [future.result(60) for future in made]
+        after = pods.start(pod, config, "after", "sleep 300")
+        process = late.result(10)
+        try:
+            plugin.heard("PostStartContainer", 4)
+            told = [line["container"]["id"] for line in plugin.lines if line["event"] == "CreateContainer"]
+            assert state["containers"] == [before]
+            assert sorted(told) == sorted([*during, after])
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+def _run_late(sandbox: Sandbox, program: Path) -> "subprocess.Popen[bytes]":
+    socket = sandbox.directory / "nri/run/nri.sock"
+    arguments: list[str | Path] = ["-name", "late", "-idx", "10", "-log", sandbox.directory / "10-late.log"]
+    null = subprocess.DEVNULL
+    return subprocess.Popen(
+        [program, "-socket", socket, *arguments, "-slow", "Synchronize=2s"], stdin=null, stdout=null, stderr=null
+    )
 
 
 def test_without_a_required_plugin_nothing_is_made(program: Path) -> None:

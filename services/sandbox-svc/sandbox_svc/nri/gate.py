@@ -1,11 +1,14 @@
 """Operations pass side by side; a plugin is told of all pods and containers while none is under way."""
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterator
 
 from bulkhead.errors import DeadlineExceeded
+
+logger = logging.getLogger(__name__)
 
 
 class Gate:
@@ -21,12 +24,27 @@ class Gate:
         self._waiting = 0
         self._mine = threading.local()
 
+    @property
+    def closed(self) -> bool:
+        """Whether a synchronization is under way or waits for the operations under way."""
+        return self._alone or self._waiting > 0
+
     @contextlib.contextmanager
-    def operation(self, timeout: float) -> Iterator[None]:
-        """Hold synchronizations off; DeadlineExceeded if one has not ended within `timeout` seconds."""
+    def operation(self, timeout: float, *, anyway: bool = False) -> Iterator[None]:
+        """Hold synchronizations off; one that has not ended within `timeout` seconds is DeadlineExceeded.
+
+        With `anyway` the block is run then all the same, beside the synchronization.
+        """
         depth: int = getattr(self._mine, "depth", 0)
         if not depth:
-            self._enter(timeout)
+            try:
+                self._enter(timeout)
+            except DeadlineExceeded as error:
+                if not anyway:
+                    raise
+                logger.error("NRI: %s; what cannot wait goes on beside it", error)
+                yield
+                return
         self._mine.depth = depth + 1
         try:
             yield

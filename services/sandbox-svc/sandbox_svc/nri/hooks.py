@@ -62,8 +62,10 @@ class Hooks:
 
     @property
     def active(self) -> bool:
-        """Whether a plugin is registered or something is validated; if not, no message needs to be built."""
-        return bool(self._registry.plugins) or (self._config.default_validator.enable and not self._config.disable)
+        """Whether a plugin is registered or about to be, or something is validated; if not, build no message."""
+        if self._registry.plugins or self._registry.gate.closed:
+            return True
+        return self._config.default_validator.enable and not self._config.disable
 
     def start(self) -> None:
         """Start pre-registered plugins, synchronize them, and accept others; a plugin's failure is only logged.
@@ -107,8 +109,15 @@ class Hooks:
         return [self._listener.problem, *lines] if self._listener.problem else lines
 
     def operation(self) -> contextlib.AbstractContextManager[None]:
-        """Keep plugins from being synchronized between an event and the moment the node shows its result."""
+        """Keep plugins from being synchronized between an event and the moment the node shows its result.
+
+        A thread may enter again what it is in. To be taken before locks that are taken inside, too.
+        """
         return self._registry.gate.operation(SYNC_WAIT)
+
+    def teardown(self) -> contextlib.AbstractContextManager[None]:
+        """Do as `operation` does, for what cannot be refused: a synchronization that does not end stops nothing."""
+        return self._registry.gate.operation(SYNC_WAIT, anyway=True)
 
     def run_pod_sandbox(self, pod: PodSandbox) -> None:
         """Tell plugins of a pod about to be ready; raises what must fail the operation."""
@@ -191,7 +200,7 @@ class Hooks:
         event = Event.STOP_CONTAINER
         updates = Updates(Owners())
         request = nri.StopContainerRequest(pod=pod, container=container)
-        with self._relay.quietly(event), self._relay.turn(event):
+        with self._relay.quietly(event), self._relay.turn(event, anyway=True):
             for plugin in self._registry.plugins:
                 if plugin.subscribes(event):
                     with self._relay.quietly(event):

@@ -46,7 +46,7 @@ class Lifecycle:
 
     def pod_stopped(self, pod: Pod) -> None:
         """Tell that a pod is stopped."""
-        with pod.telling:
+        with self.hooks.teardown(), pod.telling:
             if pod.told is Told.MADE:
                 if self.hooks.active:
                     self.hooks.stop_pod_sandbox(self.runtime.pod(pod.record))
@@ -54,7 +54,7 @@ class Lifecycle:
 
     def pod_removed(self, pod: Pod) -> None:
         """Tell that a pod is removed, and before that of its stop."""
-        with pod.telling:
+        with self.hooks.teardown(), pod.telling:
             self.pod_stopped(pod)
             if pod.told is Told.STOPPED:
                 if self.hooks.active:
@@ -135,7 +135,7 @@ class Lifecycle:
     def stopped(self, container: Container) -> None:
         """Tell that a container is stopped, and make the updates of others that plugins want then, as far as can be."""
         others: Sequence[nri.ContainerUpdate] = ()
-        with container.telling:
+        with self.hooks.teardown(), container.telling:
             if container.told is Told.MADE:
                 if self.hooks.active:
                     others = self.hooks.stop_container(*self._both(container))
@@ -146,7 +146,7 @@ class Lifecycle:
     def removed(self, container: Container) -> None:
         """Tell that a container is removed, and before that of its stop."""
         self.stopped(container)
-        with container.telling:
+        with self.hooks.teardown(), container.telling:
             if container.told is Told.STOPPED:
                 if self.hooks.active:
                     self.hooks.remove_container(*self._both(container))

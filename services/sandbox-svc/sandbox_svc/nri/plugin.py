@@ -118,9 +118,14 @@ class Plugin:
     def synchronize(
         self, pods: Sequence[nri.PodSandbox], containers: Sequence[nri.Container]
     ) -> list[nri.ContainerUpdate]:
-        """Tell the plugin of everything there is, in as many messages as it takes; return the updates it wants."""
+        """Tell the plugin of everything there is, in as many messages as it takes; return the updates it wants.
+
+        That is the end of its registration, and as much as it will ever hear at once: the plugin has
+        plugin_registration_timeout for each message, where containerd gives it the time of a request for all.
+        """
+        timeout = self._config.plugin_registration_timeout
         for request in _portions(pods, containers):
-            answer = self._call("Synchronize", request, nri.SynchronizeResponse)
+            answer = self._connection.call("Synchronize", request, nri.SynchronizeResponse, timeout)
             if request.more and (answer.update or not answer.more):
                 raise FailedPrecondition("the plugin cannot be synchronized in several messages, and one is too short")
         return list(answer.update)

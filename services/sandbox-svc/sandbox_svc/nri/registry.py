@@ -61,7 +61,7 @@ class Registry:
     def admit(self, plugin: Plugin, peer: str) -> bool:
         """Let a plugin register, synchronize it and add it; False, with a line in the log, if it cannot be used.
 
-        Bounded by plugin_registration_timeout, SYNC_WAIT and plugin_request_timeout for each of its answers.
+        Bounded by SYNC_WAIT, plugin_request_timeout, and plugin_registration_timeout for each of its other answers.
         """
         try:
             plugin.begin()

@@ -20,7 +20,7 @@ from bulkhead.metrics import BUCKETS
 from sandbox_svc.nri.connection import Lost, TimedOut
 from sandbox_svc.nri.events import KINDS
 from sandbox_svc.nri.plugin import Plugin
-from sandbox_svc.nri.registry import Registry
+from sandbox_svc.nri.registry import SYNC_WAIT, Registry
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +43,19 @@ class Relay:
         self._turn = threading.Lock()
 
     @contextlib.contextmanager
-    def turn(self, event: int) -> Iterator[None]:
-        """Hold the one turn there is: plugins hear of one thing after another, as their authors expect."""
-        if not self._turn.acquire(timeout=TURN):
-            raise DeadlineExceeded(f"NRI {KINDS[event].method}: plugins were busy with other requests for {TURN:g} s")
-        try:
-            yield
-        finally:
-            self._turn.release()
+    def turn(self, event: int, *, anyway: bool = False) -> Iterator[None]:
+        """Hold the one turn there is: plugins hear of one thing after another, as their authors expect.
+
+        A plugin that is being synchronized is waited for, so that it hears of this, too; `anyway` as in Gate.
+        """
+        with self._registry.gate.operation(SYNC_WAIT, anyway=anyway):
+            if not self._turn.acquire(timeout=TURN):
+                method = KINDS[event].method
+                raise DeadlineExceeded(f"NRI {method}: plugins were busy with other requests for {TURN:g} s")
+            try:
+                yield
+            finally:
+                self._turn.release()
 
     def ask(self, plugin: Plugin, event: int, request: Message, *, required: bool = False) -> Any:
         """Return a plugin's answer, None if it has none to give or the request goes on without it.
@@ -73,7 +78,7 @@ class Relay:
 
     def tell(self, event: int, request: Message) -> None:
         """Relay an event that nothing can stop any more: what goes wrong is logged, and the next plugin told."""
-        with self.quietly(event), self.turn(event):
+        with self.quietly(event), self.turn(event, anyway=True):
             for plugin in self._registry.plugins:
                 if plugin.subscribes(event):
                     with self.quietly(event):

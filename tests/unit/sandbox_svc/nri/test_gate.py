@@ -57,6 +57,25 @@ def test_a_synchronization_waits_for_operations_and_holds_new_ones_off() -> None
     assert seen == ["inner", "alone", "done", "late"]
 
 
+def test_what_cannot_wait_goes_on() -> None:
+    """With `anyway` a synchronization that does not end is waited for, and then no more."""
+    gate, done = Gate(), list[str]()
+
+    def work() -> None:
+        with gate.operation(0.02, anyway=True):
+            done.append("went on")
+
+    with gate.alone(1):
+        assert gate.closed
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(5)
+    assert done == ["went on"]
+    assert not gate.closed
+    with gate.alone(0.1):
+        pass
+
+
 def test_waits_end() -> None:
     """Whoever is kept waiting longer than it allowed gets DEADLINE_EXCEEDED, and the gate works on."""
     gate = Gate()

@@ -306,6 +306,31 @@ def test_a_synchronization_waits_for_operations(world: World) -> None:
     assert [one.id for one in told.pods] == ["late"]
 
 
+def test_what_happens_during_a_synchronization_is_heard_after_it(world: World) -> None:
+    """A plugin that is being synchronized, the first one too, hears of what comes meanwhile."""
+    told, go = threading.Event(), threading.Event()
+
+    def slow(raw: bytes) -> nri.SynchronizeResponse:
+        told.set()
+        go.wait(5)
+        return nri.SynchronizeResponse()
+
+    joining = threading.Thread(target=world.join, args=("10-a", {"Synchronize": slow}))
+    joining.start()
+    assert told.wait(5)
+    assert world.hooks.active
+    calls = [threading.Thread(target=call, args=(world.hooks,)) for call in (REFUSABLE | FINAL).values()]
+    for call in calls:
+        call.start()
+    time.sleep(0.05)
+    assert world.peers[0].methods() == ["Configure", "Synchronize"]
+    go.set()
+    for thread in (joining, *calls):
+        thread.join(5)
+
+    assert sorted(world.peers[0].methods()[2:]) == sorted([*REFUSABLE, *FINAL])
+
+
 def test_two_plugins_that_set_the_same_fail_the_container(world: World) -> None:
     """The conflict is the operation's error, with both names."""
     world.join("10-a", adjusting(X="1"))
