@@ -85,7 +85,7 @@ def test_asked(settings: Registry, registry: FakeRegistry, mirror: FakeRegistry)
 
     assert (found.digest, found.media_type, found.error) == (digests.of(DATA), KIND, "")
     assert [step.usable for step in found.steps] == [False, False, True]
-    assert "404" in found.steps[1].result
+    assert "answered 404" in found.steps[1].result
     assert found.steps[2].result == f"has {digests.of(DATA)}"
     assert found.steps[2].seconds > 0
     mirror.push_manifest("app", "1", DATA + b" ", KIND)
@@ -99,7 +99,7 @@ def test_nobody_has_it(settings: Registry) -> None:
     found = asked(settings, auth=True)
 
     assert found.digest == ""
-    assert found.error.count("404") == 2
+    assert found.error.count("answered 404") == 2
     assert found.steps[2].credentials == "anonymous: the request's credentials are for other.example"
 
 
