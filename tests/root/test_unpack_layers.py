@@ -215,14 +215,14 @@ def test_a_retry_replaces_what_a_failure_left(helper: Helper) -> None:
     with pytest.raises(Exception, match="cut"):
         helper.unpack(bad, name)
     with pytest.raises(NotFound):
-        helper.client.settle(name, [])
+        helper.client.settle([name])
     assert (name, False) in helper.client.list()
     helper.unpack(good, name)
 
     assert set(unpack.look(helper.tree(name))) == {".", "good"}
     with pytest.raises(FailedPrecondition):
         helper.client.prepare(str(next(helper.names)), [name])
-    helper.client.settle(name, [])
+    helper.client.settle([name])
     assert (name, True) in helper.client.list()
     with pytest.raises(AlreadyExists):
         helper.unpack(good, name)
@@ -258,7 +258,7 @@ def test_usage_counts_blocks_and_hard_links_once(helper: Helper) -> None:
         layer.file(f"d/{number}", b"x" * number * 700)
     layer.hardlink("d/again", "d/49")
     name, counts = helper.unpack(layer.tar())
-    helper.client.settle(name, [])
+    helper.client.settle([name])
     helper.client.sync()
 
     usage = helper.client.usages([name])[name]

@@ -205,11 +205,11 @@ class FakeUnpack:
         count = len(self.trees[name])
         return Unpacked(count, len(data), count, len(data), 0, 0, 0, 0, digests.of(data, algorithm))
 
-    def settle(self, name: str, lower: Sequence[str]) -> int:
-        """Check that what is beneath was settled before."""
-        self.calls.append(("settle", name, *lower))
-        assert set(lower) <= set(self.settled)
-        self.settled.append(name)
+    def settle(self, chain: Sequence[str]) -> int:
+        """Settle what is not, all of which was unpacked before."""
+        self.calls.append(("settle", *chain))
+        assert set(chain) <= set(self.trees)
+        self.settled.extend(name for name in chain if name not in self.settled)
         return 0
 
     def sync(self) -> None:

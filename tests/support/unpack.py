@@ -62,8 +62,8 @@ class Helper:
         chain: list[str] = []
         for data in layers:
             name, _ = self.unpack(data)
-            self.client.settle(name, chain)
             chain.append(name)
+            self.client.settle(chain)
         return chain
 
     def wait_for_trash(self) -> None:

@@ -22,6 +22,7 @@ from image_svc.store import Layer, NewImage, NewLayer, Store
 from image_svc.turns import Turns
 from image_svc.unpack.client import UnpackClient
 from image_svc.unpack.protocol import Limits
+from image_svc.writeback import Writeback
 
 #: Downloads of one pull at once where the configuration sets no limit.
 _UNLIMITED = 64
@@ -48,6 +49,7 @@ class Bringer:
         self._client = client
         #: Downloads and unpackings under way, keyed ("blob", digest) and ("layer", chain id).
         self.jobs = Jobs()
+        self._writeback = Writeback(client.sync)
         self._turns = Turns(config.bulkhead.unpack_slots or _slots())
         self._limits = Limits(
             entries=config.bulkhead.unpack_max_entries,
@@ -120,7 +122,9 @@ class Bringer:
     def _unpacking(self, layer: Layer, name: int, pull: _Pull) -> Unpacking:
         own = Patience(self._config.bulkhead.pull_timeout, f"layer {layer.digest}")
         open_blob = partial(self._downloading, layer, pull, own)
-        return Unpacking(layer, name, open_blob, self._client, self._limits, self._turns, own)
+        job = Unpacking(layer, name, open_blob, self._client, self._limits, self._turns, own)
+        job.future.add_done_callback(lambda _: self._writeback.kick())
+        return job
 
     @contextmanager
     def _downloading(
@@ -150,19 +154,23 @@ class Bringer:
             job.committed = job.committed or job.name in kept
 
     def _settle(self, layers: Sequence[Layer], jobs: dict[str, Unpacking], patience: Patience) -> list[NewLayer]:
-        lower: list[str] = []
+        """Settle the chain and return what is new of it."""
+        chain: list[str] = []
         parent, new = "", []
-        for layer in layers:
-            known = self._store.layer(layer.chain_id)
-            name = known.name if known else jobs[layer.chain_id].name
-            if known is None:
-                job = jobs[layer.chain_id]
-                unpacked = job.future.result()
-                with job.settling:
-                    despite_kills(partial(self._client.settle, str(name), lower), self._client, patience)
-                new.append(NewLayer(layer.chain_id, parent, layer.diff_id, name, unpacked.bytes, unpacked.inodes))
-            lower.append(str(name))
-            parent = layer.chain_id
+        with ExitStack() as held:
+            for layer in layers:
+                known = self._store.layer(layer.chain_id)
+                name = known.name if known else jobs[layer.chain_id].name
+                if known is None:
+                    job = jobs[layer.chain_id]
+                    held.enter_context(
+                        job.settling
+                    )  # chains that share a layer share all those below it, in this order
+                    unpacked = job.future.result()
+                    new.append(NewLayer(layer.chain_id, parent, layer.diff_id, name, unpacked.bytes, unpacked.inodes))
+                chain.append(str(name))
+                parent = layer.chain_id
+            despite_kills(partial(self._client.settle, chain), self._client, patience)
         return new
 
     def _make_durable(self, blobs: Mapping[str, int], patience: Patience) -> None:

@@ -46,9 +46,7 @@ def test_pull_and_list(node: Node, registry: FakeRegistry, image: Image) -> None
     assert [each.name for each in node.store.chain(found.chain_id) or ()] == [1, 2, 3]
     assert node.unpack.trees == {"1": ["etc", "etc/motd"], "2": ["bin/true"], "3": ["etc", "etc/motd"]}
     assert [call for call in node.unpack.calls if call[0] == "settle"] == [
-        ("settle", "1"),
-        ("settle", "2", "1"),
-        ("settle", "3", "1", "2"),
+        ("settle", "1", "2", "3"),
     ]
     assert list(node.content.partials()) == []
 

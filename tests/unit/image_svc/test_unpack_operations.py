@@ -53,11 +53,12 @@ class Helper:
     def layer(self, name: str) -> None:
         """Unpack a layer without opaque directories."""
         self.run("unpack", COUNTS, name=name, fds=(0,))
+        (self.path / name / "implicit").write_bytes(b"etc\0")
 
     def settled(self, name: str) -> None:
         """Make a layer that may be used."""
         self.layer(name)
-        self.run("settle", {"settled": 0}, name=name, lower=[])
+        self.run("settle", {"settled": 0}, chain=[name])
 
 
 @pytest.fixture
@@ -75,10 +76,22 @@ def test_a_layer_is_unpacked_settled_and_complete(helper: Helper) -> None:
     assert helper.snapshots.state("1") is State.ABSENT
     helper.layer("1")
     assert helper.snapshots.state("1") is State.PENDING
-    assert helper.run("settle", {"settled": 2}, name="1", lower=[]) == {"settled": 2}
+    assert helper.run("settle", {"settled": 2}, chain=["1"]) == {"settled": 2}
     assert helper.snapshots.state("1") is State.COMPLETE
-    assert helper.run("settle", name="1", lower=[]) == {"settled": 0}
+    assert helper.run("settle", chain=["1"]) == {"settled": 0}
     assert helper.run("list") == {"snapshots": [("1", True)]}
+
+
+def test_a_chain_is_settled_by_one_worker_or_none(helper: Helper) -> None:
+    """Layers that describe all their directories need none; of the others one takes the whole chain."""
+    helper.run("unpack", COUNTS, name="1", fds=(0,))
+    helper.run("unpack", COUNTS, name="2", fds=(0,))
+    assert helper.run("settle", chain=["1", "2"]) == {"settled": 0}
+    helper.layer("3")
+    helper.layer("4")
+
+    assert helper.run("settle", {"settled": 3}, chain=["1", "2", "3", "4"]) == {"settled": 3}
+    assert {helper.snapshots.state(name) for name in "1234"} == {State.COMPLETE}
 
 
 def test_opaque_directories_take_a_second_step_with_another_capability(helper: Helper) -> None:
@@ -138,16 +151,14 @@ def test_a_complete_layer_is_never_replaced(helper: Helper) -> None:
 
 
 def test_settling_needs_the_layers_below(helper: Helper) -> None:
-    """A lower layer that is missing or not settled itself is named."""
+    """A layer of the chain that is missing is named, and none is settled."""
     helper.layer("1")
-    helper.layer("2")
 
-    with pytest.raises(FailedPrecondition, match="snapshot 1 is unpacked but not settled"):
-        helper.run("settle", name="2", lower=["1"])
     with pytest.raises(NotFound, match="snapshot 7"):
-        helper.run("settle", name="2", lower=["7"])
-    with pytest.raises(NotFound, match="snapshot 9"):
-        helper.run("settle", name="9", lower=[])
+        helper.run("settle", chain=["1", "7"])
+    with pytest.raises(InvalidArgument, match="named twice"):
+        helper.run("settle", chain=["1", "1"])
+    assert helper.snapshots.state("1") is State.PENDING
 
 
 def test_prepare_takes_mode_and_owner_of_the_topmost_layer(helper: Helper) -> None:

@@ -56,14 +56,13 @@ class UnpackClient:
         request = {"op": "unpack", "name": name, "limits": dataclasses.asdict(limits), "algorithm": algorithm}
         return Unpacked(**self._call(request, limits.seconds + GRACE, [stream]))
 
-    def settle(self, name: str, lower: Sequence[str], *, timeout: float = 600.0) -> int:
-        """Give directories that layer `name` implied the mode, owner, times and xattrs of the nearest lower layer.
+    def settle(self, chain: Sequence[str], *, timeout: float = 600.0) -> int:
+        """Give directories that layers only implied the mode, owner, times and xattrs of the nearest layer beneath.
 
-        `lower` are the settled layers beneath, base first; call bottom-up, one layer after another. Returns how many
-        directories were changed. A settled layer is left as it is. NotFound: a name is not unpacked;
-        FailedPrecondition: a lower layer is not settled.
+        `chain` are unpacked layers, base first; those that are settled already are left as they are. Returns how many
+        directories were changed. NotFound: a name is not unpacked.
         """
-        return int(self._call({"op": "settle", "name": name, "lower": list(lower)}, timeout)["settled"])
+        return int(self._call({"op": "settle", "chain": list(chain)}, timeout)["settled"])
 
     def prepare(self, name: str, chain: Sequence[str], *, timeout: float = 30.0) -> None:
         """Make the writable snapshot `name`: an empty `fs`, with mode and owner of the topmost layer's, and `work`.

@@ -116,6 +116,10 @@ class Snapshots:
         numbers = sorted(int(name) for name in os.listdir(self.fd) if name.isascii() and name.isdigit())
         yield from (str(number) for number in numbers if number > after)
 
+    def size(self, path: str) -> int:
+        """Return the bytes of a file."""
+        return os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_size
+
     def open(self, path: str) -> int:
         """Open a directory; the caller closes it."""
         return os.open(path, _OPEN, dir_fd=self.fd)

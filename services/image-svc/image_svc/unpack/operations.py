@@ -119,17 +119,19 @@ class Operations:
         )
 
     def settle(self, request: Request) -> Running:
-        """Settle a layer on those below it."""
-        name, lower = request.stack("lower")
-        state = self._snapshots.state(name)
-        if state in (State.ABSENT, State.UNPACKING):
-            raise NotFound(f"snapshot {name} is {state.value}")
+        """Settle the layers of a chain, each on those below it; one worker for all of them."""
+        chain = protocol.names(_list(request.fields.get("chain")))
+        states = {name: self._snapshots.state(name) for name in chain}
+        for name, state in states.items():
+            if state in (State.ABSENT, State.UNPACKING):
+                raise NotFound(f"snapshot {name} is {state.value}")
+        pending = [name for name in chain if states[name] is State.PENDING]
         settled = 0
-        if state is State.PENDING:
-            for below in lower:
-                self._snapshots.require(below)
-            answer = yield self._across(confine.FILES, functools.partial(settle.settle, name, lower), _SETTLE_SECONDS)
+        if any(self._snapshots.size(f"{name}/implicit") for name in pending):
+            work = functools.partial(settle.settle_all, chain, pending)
+            answer = yield self._across(confine.FILES, work, _SETTLE_SECONDS)
             settled = int(answer["settled"])
+        for name in pending:
             self._snapshots.complete(name)
         return {"settled": settled}
 

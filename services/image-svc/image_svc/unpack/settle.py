@@ -75,10 +75,18 @@ def copy_metadata(source: int, target: int) -> None:
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def settle(name: str, lower: Sequence[str]) -> dict[str, Any]:
-    """Settle layer `name` on the layers `lower` (base first) and return how many directories changed."""
-    lowers = [Lower(each) for each in reversed(lower)]
-    own = Lower(name)
+def settle_all(chain: Sequence[str], pending: Sequence[str]) -> dict[str, Any]:
+    """Settle the pending layers of a chain (base first) and return how many directories changed."""
+    opened = [Lower(name) for name in chain]
+    changed = 0
+    for position, name in enumerate(chain):
+        if name in pending:
+            changed += settle(opened[position], name, opened[:position][::-1])
+    return {"settled": changed}
+
+
+def settle(own: Lower, name: str, lowers: Sequence[Lower]) -> int:
+    """Settle one layer on those below it, the nearest first, and return how many directories changed."""
     listed = os.open(f"/{name}/implicit", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     settled = 0
     for path in paths.read(listed):
@@ -93,4 +101,4 @@ def settle(name: str, lower: Sequence[str]) -> dict[str, Any]:
             os.close(target)
         settled += 1
     os.close(listed)
-    return {"settled": settled}
+    return settled

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -251,14 +252,14 @@ def test_a_crash_in_mid_import(tmp_path: Path) -> None:
         assert (ingest.exists(), download.exists()) == (False, True)
 
 
-def test_a_caller_that_leaves(node: Station, image: Image) -> None:
+def test_a_caller_that_leaves(node: Station) -> None:
     """An import whose caller hangs up in the middle ends, and leaves nothing."""
-    data = archives.tar(archives.oci(image))
+    data = archives.tar(archives.oci(Image([Layer().file(name, random.randbytes(3 << 20)).tar() for name in "ab"])))
     gate = threading.Event()
 
     def requests() -> Iterator[pb.ImportRequest]:
         yield pb.ImportRequest(options=pb.ImportOptions())
-        yield pb.ImportRequest(data=data[: len(data) // 2 + 700])
+        yield pb.ImportRequest(data=data[: len(data) * 3 // 4])
         gate.wait(10)
 
     call = node.stub.Import(requests(), timeout=20)
