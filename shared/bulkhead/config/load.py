@@ -57,6 +57,9 @@ def examine(path: str | None = None) -> Loaded:
     ]
     config = _assemble(values, path)
     _check_whole(config, origins)
+    rules, required = config.nri.default_validator, "nri.default_validator.required_plugins"
+    if required in origins and rules.required_plugins and not rules.enable:
+        warnings.append(f"{origins[required]}: {required} has no effect without default_validator.enable = true")
     return Loaded(config, origins, warnings)
 
 

@@ -111,6 +111,14 @@ def test_image_verifier_options_have_containerds_names(tmp_path: Path, version: 
     assert config.load(write(tmp_path, text)).image_verifier == config.model.ImageVerifier("/x", -1, 60.0)
 
 
+def test_required_plugins_that_nobody_checks_are_warned_of(tmp_path: Path) -> None:
+    """As in containerd, names of required plugins count only where the validator is on: a silent no is said aloud."""
+    table = 'version = 3\n[plugins."io.containerd.nri.v1.nri".default_validator]\nrequired_plugins = ["guard"]\n'
+
+    assert any(":3: " in line and "no effect" in line for line in config.examine(write(tmp_path, table)).warnings)
+    assert config.examine(write(tmp_path, table + "enable = true\n")).warnings == []
+
+
 def test_an_empty_handler_table_is_a_handler(tmp_path: Path) -> None:
     """A runtime's table without a key is a handler with every default."""
     table = '[plugins."io.containerd.grpc.v1.cri".containerd'
