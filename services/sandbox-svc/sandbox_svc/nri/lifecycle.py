@@ -30,8 +30,12 @@ class Lifecycle:
         self._background = background
 
     def operation(self) -> AbstractContextManager[None]:
-        """Keep plugins from being synchronized meanwhile; not reentrant, and taken after every lock of pods."""
+        """Keep plugins from being synchronized meanwhile; taken after the locks of operations, and before `telling`."""
         return self.hooks.operation()
+
+    def teardown(self) -> AbstractContextManager[None]:
+        """Do as `operation` does, for what must be possible whatever a plugin does."""
+        return self.hooks.teardown()
 
     def running(self, pod: Pod, record: SandboxRecord) -> None:
         """Tell of a pod that is about to be ready, described by `record`; raises what must fail it, undone already."""
@@ -46,7 +50,7 @@ class Lifecycle:
 
     def pod_stopped(self, pod: Pod) -> None:
         """Tell that a pod is stopped."""
-        with self.hooks.teardown(), pod.telling:
+        with self.teardown(), pod.telling:
             if pod.told is Told.MADE:
                 if self.hooks.active:
                     self.hooks.stop_pod_sandbox(self.runtime.pod(pod.record))
@@ -54,7 +58,7 @@ class Lifecycle:
 
     def pod_removed(self, pod: Pod) -> None:
         """Tell that a pod is removed, and before that of its stop."""
-        with self.hooks.teardown(), pod.telling:
+        with self.teardown(), pod.telling:
             self.pod_stopped(pod)
             if pod.told is Told.STOPPED:
                 if self.hooks.active:
@@ -135,7 +139,7 @@ class Lifecycle:
     def stopped(self, container: Container) -> None:
         """Tell that a container is stopped, and make the updates of others that plugins want then, as far as can be."""
         others: Sequence[nri.ContainerUpdate] = ()
-        with self.hooks.teardown(), container.telling:
+        with self.teardown(), container.telling:
             if container.told is Told.MADE:
                 if self.hooks.active:
                     others = self.hooks.stop_container(*self._both(container))
@@ -146,7 +150,7 @@ class Lifecycle:
     def removed(self, container: Container) -> None:
         """Tell that a container is removed, and before that of its stop."""
         self.stopped(container)
-        with self.hooks.teardown(), container.telling:
+        with self.teardown(), container.telling:
             if container.told is Told.STOPPED:
                 if self.hooks.active:
                     self.hooks.remove_container(*self._both(container))

@@ -1,10 +1,12 @@
 """The moments at which exec plugins are run: between create and start, after an update, at the end."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bulkhead.errors import BulkheadError
 from bulkhead.files import write_atomic
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.nri_exec.chain import Chain
@@ -15,6 +17,8 @@ from sandbox_svc.store.entities import Container, Pod
 
 if TYPE_CHECKING:
     from sandbox_svc.node import Node
+
+logger = logging.getLogger(__name__)
 
 #: The ledger's kind of entry: plugins have heard of a creation and are to hear of the end.
 KIND = "nri_exec"
@@ -65,7 +69,18 @@ def updated(node: "Node", container: Container) -> None:
     plugins = node.exec_plugins.plugins()
     process = container.record.process
     if plugins and process is not None and container.state == cri.CONTAINER_RUNNING:
-        node.exec_plugins.update(plugins, _subject(container, process.pid, node.bundle(container.id)))
+        node.exec_plugins.tell(plugins, "update", _subject(container, process.pid, node.bundle(container.id)))
+
+
+def frozen(node: "Node", container: Container, state: str) -> None:
+    """Tell plugins that a container has been frozen ("pause") or thawed ("resume"); what they say is only logged."""
+    try:
+        plugins = node.exec_plugins.plugins()
+        if plugins and container.record.process is not None:
+            subject = _subject(container, container.record.process.pid, node.bundle(container.id))
+            node.exec_plugins.tell(plugins, state, subject)
+    except (BulkheadError, OSError) as error:
+        logger.warning("container %s: exec plugins are not told of its %s: %s", container.id, state, error)
 
 
 def undo(chain: Chain, entry: Entry, place: Path) -> None:

@@ -43,11 +43,11 @@ class Chain:
                 logger.info("%s: exec plugin %s moves it to cgroup %s", subject.id, plugin.type, wanted)
                 subject = subject.moved(move(wanted), wanted)
 
-    def update(self, plugins: list[conf.Plugin], subject: Subject) -> None:
-        """Tell plugins that limits have changed; raises, naming the plugin, if one refuses."""
+    def tell(self, plugins: list[conf.Plugin], state: str, subject: Subject) -> None:
+        """Tell plugins of an update, a pause or a resume; raises, naming the plugin, if one refuses."""
         results: list[Json] = []
         for plugin in plugins:
-            self._ask(plugin, "update", subject, results)
+            self._ask(plugin, state, subject, results)
 
     def delete(self, subject: Subject) -> None:
         """Tell plugins that a container is at its end: each of them, whatever others say; nothing is raised."""

@@ -16,6 +16,7 @@ from sandbox_svc import reserve, trees, validate
 from sandbox_svc.checkpoint import archive, criu
 from sandbox_svc.checkpoint.rootfs_diff import RootfsDiff
 from sandbox_svc.node import Node
+from sandbox_svc.nri_exec import between
 from sandbox_svc.rpc import bundle
 from sandbox_svc.rpc.exec import running
 from sandbox_svc.store.entities import Container
@@ -125,10 +126,12 @@ def _frozen(node: Node, link: Link, container: Container) -> Iterator[None]:
     """Freeze a container for the block, so that its files are those of its memory."""
     try:
         link.pause(container.id)
+        between.frozen(node, container, "pause")
         yield
     finally:
         try:
             link.resume(container.id)
+            between.frozen(node, container, "resume")
         except (NotFound, FailedPrecondition) as error:
             logger.info("container %s is not thawed: %s", container.id, error)  # it has ended, or never froze
         except BulkheadError as error:

@@ -32,7 +32,7 @@ def remove(node: Node, container: Container, context: grpc.ServicerContext | Non
         if container.record.phase is Phase.REMOVING:
             return
         stop(node, container, 0.0, context)
-        with node.nri.operation():
+        with node.nri.teardown():
             node.nri.removed(container)
             container.update(phase=Phase.REMOVING)
         node.container_names.free(reserve.container_name(container.record.config.metadata, container.pod.id))

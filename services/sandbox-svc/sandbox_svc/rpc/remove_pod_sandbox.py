@@ -28,7 +28,7 @@ def remove_pod_sandbox(
             stop_pod(node, pod)
             for container in node.model.containers_of(pod):
                 remove_container.remove(node, container)
-            with node.nri.operation():
+            with node.nri.teardown():
                 node.nri.pod_removed(pod)
                 pod.update(phase=Phase.REMOVING)
             node.pod_names.free(reserve.pod_name(pod.record.config.metadata))
