@@ -22,6 +22,10 @@ state = "{directory}/state"
 address = "{directory}/cri.sock"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{directory}/opt"
+[plugins."io.containerd.nri.v1.nri"]
+plugin_path = "{directory}/nri/plugins"
+plugin_config_path = "{directory}/nri/conf.d"
+socket_path = "{directory}/nri/run/nri.sock"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{pause}"
 restrict_oom_score_adj = true
