@@ -64,9 +64,10 @@ class Sessions:
         connection.settimeout(_PATIENCE)
         fds: list[int] = []
         try:
+            # Read from anybody: who is hung up on while sending never learns why.
+            message, fds = seqpacket.receive(connection)
             if uid not in self._uids and uid != 0:
                 raise PermissionDenied(f"user {uid} may not hand layers to the decryptor")
-            message, fds = seqpacket.receive(connection)
             if message is not None:
                 self._work(connection, message, fds, by_root=uid == 0)
         except BulkheadError as error:
@@ -104,12 +105,12 @@ class Sessions:
             LAYERS.labels(verb, code).inc()
 
     def _decrypt(self, connection: socket.socket, fds: list[int]) -> None:
-        request, ends = layers.load(fds[0], keys_pb2.DecryptRequest), _ends(connection, fds)
+        ends, request = _ends(connection, fds), layers.load(fds[0], keys_pb2.DecryptRequest)
         result = self._desk.decrypt(request, ends, lambda: seqpacket.send(connection, {"started": {}}))
         _finish(connection, fds, layers.dump(result))
 
     def _encrypt(self, connection: socket.socket, fds: list[int]) -> None:
-        request, ends = layers.load(fds[0], keys_pb2.EncryptRequest), _ends(connection, fds)
+        ends, request = _ends(connection, fds), layers.load(fds[0], keys_pb2.EncryptRequest)
         result = self._desk.encrypt(request, ends, lambda: seqpacket.send(connection, {"started": {}}))
         _finish(connection, fds, layers.dump(result))
 
