@@ -132,15 +132,23 @@ class Inventory:
         variant = self.variant(entry, tree)
         made.encrypted = made.encrypted or is_encrypted(variant)
         made.size = made.size or sum(blob.size for blob in variant.blobs)
-        here = [each for each in tree.images if each.known and not self._contents.missing(each)]
+        here = self._complete_platforms(entry, tree)
         if entry.image is not None and variant not in here:
             here.append(variant)  # its layers are unpacked, whatever became of their blobs
         made.platforms.extend(dict.fromkeys(str(each.platform) for each in here if each.platform))
+        if not variant.known:
+            return
         config = self._contents.config(variant)
         made.created_at = _nanoseconds(config.get("created"))
         inner = config.get("config")
         labels = inner.get("Labels") if isinstance(inner, dict) else None
         made.labels.update(_texts(labels))
+
+    def _complete_platforms(self, entry: Entry, tree: Tree) -> list[Variant]:
+        """Return the images of a target that are here to stay, not what the collector has not come to yet."""
+        kept = {entry.manifest, *self._parts.store.held(entry.target)}
+        found = [each for each in tree.images if each.known and each.descriptor.digest in kept]
+        return [each for each in found if not self._contents.missing(each)]
 
     def _of_image(self, image: Image, targets: dict[str, str], pulled: dict[str, int]) -> Entry:
         name = image.names[0]
@@ -164,10 +172,11 @@ class Inventory:
             tree = self._contents.tree(target)
         except BulkheadError:
             return Entry("", names, target, target, at)
-        here = [each for each in tree.images if each.known]
+        kept = self._parts.store.held(target)
+        here = [each for each in tree.variants if each.known and each.descriptor.digest in kept]
         main = tree.choose(self._host)
-        if main is None or not main.known:
-            main = next(iter(here or [each for each in tree.variants if each.known]), None)
+        if main not in here:
+            main = next((each for each in here if each.platform), next(iter(here), None))
         if main is None or main.config is None:
             return Entry("", names, target, target, at)
         return Entry(main.config.digest, names, main.descriptor.digest, target, at)

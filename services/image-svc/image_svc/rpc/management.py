@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import grpc
 
 from bulkhead import rpc
-from bulkhead.errors import InvalidArgument
+from bulkhead.errors import Cancelled, InvalidArgument
 from bulkhead.proto import images_pb2 as pb
 from bulkhead.proto.images_pb2_grpc import ManagementServicer
 from image_svc import platforms, reference
@@ -147,7 +147,7 @@ class Management(ManagementServicer):
         def work(watch: Watch) -> pb.TransferResult:
             self._parts.recovery.wait(patience)
             try:
-                taken = self._importer.run((each.data for each in requests), options, patience, watch)
+                taken = self._importer.run(_data(requests), options, patience, watch)
             finally:
                 self._parts.collector.kick()
             names = [name for image in taken for name in image.names]
@@ -199,6 +199,15 @@ class Management(ManagementServicer):
             warnings=[warning for warning in warnings if warning],
             names=names,
         )
+
+
+def _data(requests: Iterator[pb.ImportRequest]) -> Iterator[bytes]:
+    """Yield an archive's bytes; Cancelled if the caller hangs up before their end."""
+    try:
+        for request in requests:
+            yield request.data
+    except grpc.RpcError as error:
+        raise Cancelled("import was cancelled by its caller") from error
 
 
 def _push_target(entry: Entry, request: pb.PushRequest) -> Reference:
