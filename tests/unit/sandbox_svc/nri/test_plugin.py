@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bulkhead import command
 from bulkhead.config.model import Nri
 from bulkhead.errors import BulkheadError, FailedPrecondition, InvalidArgument, ResourceExhausted
 from bulkhead.proto.containerd import nri_pb2 as nri
@@ -382,3 +383,19 @@ def test_a_plugin_that_does_not_read_is_disconnected() -> None:
         pair.plugin.ask(Event.START_CONTAINER, big)
     assert time.monotonic() - began < 2
     pair.wait_for_end()
+
+
+def test_a_process_is_ended_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a plugin is dropped, its process is killed once: its number may be another's by then."""
+    ended: list[object] = []
+    monkeypatch.setattr(command, "end", ended.append)
+    pair = make()
+    process: Any = object()
+    started = Plugin(pair.peer.ours, CONFIG, "1", lambda updates: [], lambda plugin: None, process=process)
+    for _ in range(3):
+        started.end_process()
+
+    assert ended == [process]
+    assert started.started_here
+    pair.plugin.end_process()
+    assert len(ended) == 1

@@ -1,0 +1,181 @@
+"""What the Kubernetes project's conformance suite asks of NRI from its next release on, said over the CRI."""
+
+import concurrent.futures
+import contextlib
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from conformance.build import build
+from support.nri import Plugin
+from support.pods import TIMEOUT, Pods
+from support.sandbox import Sandbox
+
+pytestmark = pytest.mark.root
+
+#: How long a plugin takes over an event in whose middle is looked around, below the time of a request.
+PAUSE = "1.2s"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    """A sandbox-svc that plugins can connect to."""
+    build("nriplugin")
+    with Sandbox(number=98) as running:
+        yield running
+
+
+@pytest.fixture
+def pods(sandbox: Sandbox) -> Iterator[Pods]:
+    """A maker of pods, all gone at the end."""
+    yield sandbox.pods()
+    sandbox.remove_all()
+
+
+@contextlib.contextmanager
+def connected(sandbox: Sandbox, name: str, *arguments: str) -> Iterator[Plugin]:
+    """Run a plugin until the block ends."""
+    index, _, base = name.partition("-")
+    log = sandbox.directory / f"{name}-{time.monotonic_ns()}.log"
+    command: list[str | Path] = [build("nriplugin")["nriplugin"], "-socket", sandbox.directory / "nri/run/nri.sock"]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(
+        [*command, "-name", base, "-idx", index, "-log", log, *arguments], stdin=null, stdout=null, stderr=null
+    ) as process:
+        plugin = Plugin(name, log, process)
+        try:
+            plugin.heard("Synchronize")
+            yield plugin
+        finally:
+            process.kill()
+
+
+def listed(pods: Pods) -> list[str]:
+    """The pods that are shown."""
+    return [pod.id for pod in pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=TIMEOUT).items]
+
+
+def containers(pods: Pods, pod: str) -> dict[str, int]:
+    """The pod's containers and their states."""
+    request = cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=pod))
+    return {one.id: one.state for one in pods.runtime.ListContainers(request, timeout=TIMEOUT).containers}
+
+
+def refused(call: Callable[..., Any], *arguments: Any) -> grpc.StatusCode:
+    """The code that a call is refused with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call(*arguments)
+    return caught.value.code()
+
+
+def test_a_pod_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandbox, pods: Pods) -> None:
+    """While a plugin thinks about a pod it is not listed, not ready, and gets no container; then it is and does."""
+    with (
+        connected(sandbox, "20-slow", "-slow", f"RunPodSandbox={PAUSE}") as plugin,
+        connected(sandbox, "10-first") as first,
+        concurrent.futures.ThreadPoolExecutor() as threads,
+    ):
+        config = pods.config("exposed")
+        running = threads.submit(pods.run, config)
+        pod = plugin.heard("RunPodSandbox")["pod"]["id"]
+
+        assert first.events()[-1] == "RunPodSandbox"
+        assert pod not in listed(pods)
+        with contextlib.suppress(grpc.RpcError):
+            status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod), timeout=0.5)
+            assert status.status.state != cri.SANDBOX_READY
+        refused(pods.create, pod, config, "early", "sleep 300")
+        assert not running.done()
+        assert running.result(TIMEOUT) == pod
+        assert pod in listed(pods)
+        pods.create(pod, config, "late", "sleep 300")
+
+
+def test_a_container_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandbox, pods: Pods) -> None:
+    """While a plugin thinks about a container it is not listed and not created."""
+    with (
+        connected(sandbox, "10-slow", "-slow", f"CreateContainer={PAUSE}") as plugin,
+        concurrent.futures.ThreadPoolExecutor() as threads,
+    ):
+        config = pods.config("hidden")
+        pod = pods.run(config)
+        creating = threads.submit(pods.create, pod, config, "app", "sleep 300")
+        container = plugin.heard("CreateContainer")["container"]["id"]
+
+        assert containers(pods, pod) == {}
+        with contextlib.suppress(grpc.RpcError):
+            status = pods.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container), timeout=0.5)
+            assert status.status.state != cri.CONTAINER_CREATED
+        assert not creating.done()
+        assert creating.result(TIMEOUT) == container
+        assert containers(pods, pod) == {container: cri.CONTAINER_CREATED}
+
+
+def test_a_pods_stop_is_told_when_its_containers_are_stopped(sandbox: Sandbox, pods: Pods) -> None:
+    """Containers have exited and the pod can be asked about while plugins hear of its stop; a second stop is silent."""
+    with (
+        connected(sandbox, "10-slow", "-slow", f"StopPodSandbox={PAUSE}") as plugin,
+        concurrent.futures.ThreadPoolExecutor() as threads,
+    ):
+        config = pods.config("stopping")
+        pod = pods.run(config)
+        container = pods.start(pod, config, "app", "sleep 300")
+        stop = cri.StopPodSandboxRequest(pod_sandbox_id=pod)
+        stopping = threads.submit(pods.runtime.StopPodSandbox, stop, timeout=TIMEOUT)
+        plugin.heard("StopPodSandbox")
+
+        assert containers(pods, pod) == {container: cri.CONTAINER_EXITED}
+        status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod), timeout=TIMEOUT)
+        assert status.status.id == pod
+        assert not stopping.done()
+        stopping.result(TIMEOUT)
+        pods.runtime.StopPodSandbox(stop, timeout=TIMEOUT)
+        created = plugin.events().count("CreateContainer")
+        assert refused(pods.create, pod, config, "more", "sleep 300") != grpc.StatusCode.DEADLINE_EXCEEDED
+        assert plugin.events().count("StopPodSandbox") == 1
+        assert plugin.events().count("CreateContainer") == created
+
+
+def test_what_is_refused_before_plugins_is_not_told_them(sandbox: Sandbox, pods: Pods) -> None:
+    """Requests without metadata, about what does not exist, or for a pod that is there: plugins hear nothing."""
+    config = pods.config("there")
+    pod = pods.run(config)
+    runtime = pods.runtime
+    with connected(sandbox, "10-watch") as plugin:
+        heard = plugin.events()
+        nameless = cri.ContainerConfig(image=cri.ImageSpec(image=pods.image))
+        request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=nameless, sandbox_config=config)
+        refused(runtime.CreateContainer, request)
+        refused(pods.create, "unknown", config, "app", "sleep 300")
+        refused(runtime.RunPodSandbox, cri.RunPodSandboxRequest(config=cri.PodSandboxConfig()))
+        with contextlib.suppress(grpc.RpcError):  # refused, or the pod that is there
+            assert pods.run(config) == pod
+        refused(runtime.StartContainer, cri.StartContainerRequest(container_id="unknown"))
+        with contextlib.suppress(grpc.RpcError):
+            runtime.StopContainer(cri.StopContainerRequest(container_id="unknown"), timeout=TIMEOUT)
+        runtime.RemoveContainer(cri.RemoveContainerRequest(container_id="unknown"), timeout=TIMEOUT)
+        runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id="unknown"), timeout=TIMEOUT)
+        runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id="unknown"), timeout=TIMEOUT)
+        time.sleep(0.3)
+
+        assert plugin.events() == heard
+
+
+def test_a_refusal_may_be_tried_again_at_once(sandbox: Sandbox, pods: Pods) -> None:
+    """After a plugin's no, nothing of the pod or the container is left, and the same request succeeds without it."""
+    config = pods.config("again")
+    with connected(sandbox, "10-no", "-fail", "RunPodSandbox=induced"):
+        refused(pods.run, config)
+        assert listed(pods) == []
+    pod = pods.run(config)
+    with connected(sandbox, "10-no", "-fail", "CreateContainer=induced") as plugin:
+        refused(pods.create, pod, config, "app", "sleep 300")
+        assert containers(pods, pod) == {}
+        assert "StartContainer" not in plugin.events()
+    pods.start(pod, config, "app", "sleep 300")
