@@ -36,7 +36,7 @@ def machine() -> Iterator[Machine]:
         ("scripts/setup run", "tests/vm/inside/test_cgroup_v2.py"),
         ("scripts/setup run", "tests/root/test_story.py"),
         # Debian's CRIU knows Debian's kernel, and not every newer one.
-        ("scripts/setup run", "tests/root/test_checkpoint.py"),
+        ("criu check && scripts/setup run", "tests/root/test_checkpoint.py"),
     ],
 )
 def test_inside(machine: Machine, before: str, path: str) -> None:

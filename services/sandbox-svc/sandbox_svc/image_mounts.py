@@ -17,6 +17,7 @@ from sandbox_svc import linux, undo
 from sandbox_svc.shim import mounts as plans
 from sandbox_svc.store.database import Entry
 from sandbox_svc.store.records import ContainerRecord
+from sandbox_svc.usermap import UserMap, bind, mapped
 
 #: The word at the head of an error by which the kubelet knows that a volume is at fault (CRI, ImageVolumeMountFailed).
 FAILED = "ImageVolumeMountFailed"
@@ -34,27 +35,42 @@ def intents(record: ContainerRecord, place: Path) -> list[Entry]:
 
 
 def mount_all(
-    record: ContainerRecord, place: Path, prepare: Callable[[str, str], Sequence[images_pb2.Mount]]
+    record: ContainerRecord,
+    place: Path,
+    prepare: Callable[[str, str], Sequence[images_pb2.Mount]],
+    users: UserMap | None = None,
+    stage: Path = Path(),
 ) -> dict[int, str]:
     """Mount a container's images below `place`; return what to bind by index of the mount.
 
-    `prepare(reference, key)` makes a snapshot and returns its plan. Errors begin with ImageVolumeMountFailed.
+    `prepare(reference, key)` makes a snapshot and returns its plan. In a pod with a user namespace the images' owners
+    are mapped through it; `stage` is a directory to make and remove on the way. Errors begin with
+    ImageVolumeMountFailed.
     """
     found: dict[int, str] = {}
     for index, mount in record.image_mounts().items():
         target = place / str(index)
         try:
             plan = read_only(prepare(mount.image.image, record.image_key(index)))
-            target.mkdir(parents=True, mode=0o755)
-            with _working_directory:
-                plans.execute(plans.plan(plan, str(target)), str(target))
+            _mount(plan, target, users, stage)
             found[index] = inside(target, mount.image_sub_path)
         except BulkheadError as error:
             raise type(error)(f"{FAILED}: mounts[{index}].image {mount.image.image}: {error}") from error
     return found
 
 
-def read_only(mounts: Sequence[images_pb2.Mount]) -> list[types_pb2.Mount]:
+def _mount(plan: Sequence[images_pb2.Mount], target: Path, users: UserMap | None, stage: Path) -> None:
+    if users is not None and plan[0].type == "bind":
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        bind(plan[0].source, target, users)
+        return
+    target.mkdir(parents=True, mode=0o755)
+    with _working_directory, mapped(plan, users, stage) as mounts:
+        shown = [types_pb2.Mount(type=one.type, source=one.source, options=one.options) for one in mounts]
+        plans.execute(plans.plan(shown, str(target)), str(target))
+
+
+def read_only(mounts: Sequence[images_pb2.Mount]) -> list[images_pb2.Mount]:
     """Return the plan of a writable snapshot without what makes it writable."""
     if len(mounts) != 1:
         raise FailedPrecondition("the snapshot is not one mount")
@@ -66,7 +82,7 @@ def read_only(mounts: Sequence[images_pb2.Mount]) -> list[types_pb2.Mount]:
         # An overlay without an upper directory needs two lower ones.
         if ":" in lower:
             lower, kind, options = mount.source, "overlay", [*kept, "ro"]
-    return [types_pb2.Mount(type=kind, source=lower, options=options)]
+    return [images_pb2.Mount(type=kind, source=lower, options=options)]
 
 
 def inside(target: Path, sub_path: str) -> str:

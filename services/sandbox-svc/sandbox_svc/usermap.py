@@ -72,6 +72,11 @@ def mapped(
         trees.remove(stage)
 
 
+def bind(source: str, target: Path, users: UserMap) -> None:
+    """Mount a directory read-only at a new directory, as a pod's users see it; FailedPrecondition if it cannot be."""
+    _clone(source, target, users.pin, linux.MOUNT_ATTR_RDONLY)
+
+
 def _through(mount: images_pb2.Mount, users: UserMap, stage: Path) -> images_pb2.Mount:
     options = []
     for option in mount.options:
@@ -87,14 +92,14 @@ def _through(mount: images_pb2.Mount, users: UserMap, stage: Path) -> images_pb2
     return images_pb2.Mount(type=mount.type, source=mount.source, target=mount.target, options=options)
 
 
-def _clone(source: str, target: Path, pin: Path) -> None:
+def _clone(source: str, target: Path, pin: Path, attributes: int = 0) -> None:
     """Mount a directory a second time with its owners mapped through a user namespace."""
     target.mkdir(mode=0o711)
     users = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
     try:
         tree = linux.open_tree(source)
         try:
-            linux.mount_setattr(tree, set=linux.MOUNT_ATTR_IDMAP, userns_fd=users)
+            linux.mount_setattr(tree, set=linux.MOUNT_ATTR_IDMAP | attributes, userns_fd=users)
             linux.move_mount(tree, target)
         finally:
             os.close(tree)

@@ -112,7 +112,9 @@ class _Creation:
             pod=f"{sandbox.metadata.namespace}/{sandbox.metadata.name}",
         )
         self.step = "mounting images"
-        mounted = image_mounts.mount_all(container.record, node.image_directory(ident), self._prepare_volume)
+        mounted = image_mounts.mount_all(
+            container.record, node.image_directory(ident), self._prepare_volume, node.users(pod), node.id_stage(ident)
+        )
         self.step = "building the spec"
         request = self._input(image, prepared, mounted)
         with metrics.stage("container_spec"):
