@@ -1,16 +1,15 @@
 """The claim of the key's isolation, looked for in memory: no other process of a stack holds a trace of it."""
 
 import base64
-import contextlib
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from support.memory import found
 from support.small_stack import SmallStack, small_stack
 
 pytestmark = pytest.mark.root
@@ -61,19 +60,3 @@ def test_the_supervisor_holds_no_key(stack: SmallStack, traces: list[bytes]) -> 
 def test_the_search_finds_a_key(stack: SmallStack, traces: list[bytes]) -> None:
     """The same search finds the key where it is, so it would find it elsewhere."""
     assert found(stack.pid("decryptor"), traces) > 0
-
-
-def found(pid: int, traces: list[bytes]) -> int:
-    """Return how many of the traces are somewhere in a process's writable memory."""
-    hits = set()
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            span, permissions = line.split()[:2]
-            if not permissions.startswith("rw"):
-                continue
-            begin, end = (int(part, 16) for part in span.split("-"))
-            with contextlib.suppress(OSError):
-                memory.seek(begin)
-                data = memory.read(end - begin)
-                hits |= {number for number, trace in enumerate(traces) if trace in data}
-    return len(hits)

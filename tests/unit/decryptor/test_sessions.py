@@ -18,7 +18,7 @@ from bulkhead.errors import (
     Unavailable,
 )
 from bulkhead.proto import keys_pb2
-from decryptor import sessions, stream
+from decryptor import stream
 from decryptor.desk import Desk
 from decryptor.files import KeyFile
 from decryptor.keyring import Keyring
@@ -137,7 +137,7 @@ def test_a_grants_password_opens_its_key(socket: str, formats: dict[str, bytes])
 def test_others_are_turned_away(socket: str, monkeypatch: pytest.MonkeyPatch, formats: dict[str, bytes]) -> None:
     """A user who is neither root nor image-svc hands over nothing; image-svc's neither grants nor adds recipients."""
     layer, cipher = sealed(socket, formats["public.pem"])
-    monkeypatch.setattr(sessions.seqpacket, "peer", lambda _: (1, 65534, 65534))
+    monkeypatch.setattr(seqpacket, "peer", lambda _: (1, 65534, 65534))
     with pytest.raises(PermissionDenied, match="user 65534"):
         opened(socket, layer, cipher)
 
@@ -147,7 +147,7 @@ def test_image_svc_is_not_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     desk = Desk(lambda: Keyring([KeyFile("node.pem", formats["pkcs8.pem"])]), tools=Tools({}, None))
     path = str(tmp_path / "t")
     served = Sessions(path, desk, [4711])
-    monkeypatch.setattr(sessions.seqpacket, "peer", lambda _: (1, 4711, 4711))
+    monkeypatch.setattr(seqpacket, "peer", lambda _: (1, 4711, 4711))
     layer, cipher = sealed(path, formats["public.pem"])
 
     assert opened(path, layer, cipher).digest == digest_of(PLAIN)
