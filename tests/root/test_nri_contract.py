@@ -179,3 +179,22 @@ def test_a_refusal_may_be_tried_again_at_once(sandbox: Sandbox, pods: Pods) -> N
         assert containers(pods, pod) == {}
         assert "StartContainer" not in plugin.events()
     pods.start(pod, config, "app", "sleep 300")
+
+
+def test_a_pods_new_resources_need_every_plugins_yes(sandbox: Sandbox, pods: Pods) -> None:
+    """A no is the answer, with its reason, and changes nothing; a yes is followed by one PostUpdatePodSandbox."""
+    pod = pods.run(pods.config("resized"))
+    wanted = cri.LinuxContainerResources(cpu_shares=512, cpu_quota=50000, cpu_period=100000)
+    request = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, overhead=wanted, resources=wanted)
+    with connected(sandbox, "10-no", "-fail", "UpdatePodSandbox=injected") as plugin:
+        with pytest.raises(grpc.RpcError, match="injected"):
+            pods.runtime.UpdatePodSandboxResources(request, timeout=TIMEOUT)
+        assert plugin.events().count("PostUpdatePodSandbox") == 0
+    with connected(sandbox, "10-late-no", "-fail", "PostUpdatePodSandbox=injected") as plugin:
+        pods.runtime.UpdatePodSandboxResources(request, timeout=TIMEOUT)
+        told = plugin.heard("UpdatePodSandbox")
+        expected = {"shares": {"value": "512"}, "quota": {"value": "50000"}, "period": {"value": "100000"}}
+        assert told["resources"]["cpu"] == told["overhead"]["cpu"] == expected
+        assert plugin.events().count("PostUpdatePodSandbox") == 1
+    status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod), timeout=TIMEOUT).status
+    assert status.state == cri.SANDBOX_READY
