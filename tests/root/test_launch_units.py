@@ -23,7 +23,7 @@ def test_units_verify(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, timeout=60
     )
 
-    assert len(units) == 9
+    assert len(units) == 11
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 

@@ -273,6 +273,14 @@ def test_the_decryptors_units() -> None:
     assert listener["ListenStream"] == [f"127.0.0.1:{Config().bulkhead.metrics_ports['decryptor']}"]
 
 
+def test_changed_keys_start_the_decryptor_anew() -> None:
+    """The path unit watches the directory that is copied, and its service restarts a decryptor that runs."""
+    watched, anew = unit("bulkhead-decryptor-keys.path"), unit("bulkhead-decryptor-keys.service")
+
+    assert watched["PathChanged"] == [Config().bulkhead.decryption_keys_path]
+    assert anew["ExecStart"] == ["/usr/bin/systemctl try-restart bulkhead-decryptor.service"]
+
+
 def test_sysusers_makes_the_default_users() -> None:
     """sysusers.d names the group and every user of the default configuration."""
     lines = [line.split()[:2] for line in (UNITS / "sysusers.d/bulkhead.conf").read_text().splitlines()]
