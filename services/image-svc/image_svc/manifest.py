@@ -64,7 +64,9 @@ def kind_of(tree: dict[str, Any], media_type: str, where: str) -> str:
     document that could be read as both (CVE-2021-41190).
     """
     own = tree.get("mediaType", "")
-    media.check_not_schema_1(own if isinstance(own, str) else "", tree.get("schemaVersion"), where)
+    if not isinstance(own, str):
+        raise FailedPrecondition(f"{where}: mediaType {str(own)[:100]!r} is not a string")
+    media.check_not_schema_1(own, tree.get("schemaVersion"), where)
     media.check_not_schema_1(media_type, tree.get("schemaVersion"), where)
     known = media.INDEXES | media.MANIFESTS
     if own and media_type in known and own != media_type:

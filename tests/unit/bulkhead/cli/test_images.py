@@ -240,3 +240,14 @@ def test_wrong_usage(node: Station) -> None:
     assert node.images("pull").status == exits.USAGE
     assert node.images("pull", "--platform", "linux/arm64", "--all-platforms", "x").status == exits.USAGE
     assert node.images("pull", "--platform", "a/b/c/d", "x").status == exits.USAGE
+
+
+def test_the_page_knows_every_verb_and_status() -> None:
+    """docs/images.md lists what there is."""
+    page = (Path(__file__).parents[4] / "docs" / "images.md").read_text()
+    for verb in VERBS:
+        assert f"`{verb}" in page
+    stated = {line.split()[0] for line in exits.TEXT.splitlines()[1:]}
+    assert stated == {str(n) for n in (*range(9), 130)}
+    for number in stated:
+        assert f"| {number} |" in page

@@ -339,3 +339,29 @@ def test_transfer_messages() -> None:
 
     made = message(Progress("x.io/a:1"))
     assert (made.image, made.stage, list(made.parts)) == ("x.io/a:1", pb.Transfer.RESOLVING, [])
+
+
+def test_a_pull_by_hand_and_the_kubelets_share(node: Station, multi: str, registry: FakeRegistry) -> None:
+    """Both want the same image at the same time: each blob of it is fetched once, and both have it."""
+    from bulkhead.proto.runtime.v1 import api_pb2 as cri
+
+    request = cri.PullImageRequest(image=cri.ImageSpec(image=multi))
+    asked, gate = threading.Event(), threading.Event()
+
+    def hold(handler: Handler) -> bool:
+        asked.set()
+        gate.wait(10)
+        return False
+
+    registry.on("/blobs/", hold)
+    theirs = node.cri.PullImage.future(request, timeout=20)
+    assert asked.wait(10)
+    ours = node.stub.Pull(pb.PullRequest(image=multi), timeout=20)
+    next(ours)
+    gate.set()
+    *_, last = ours
+    assert last.result.images[0].id == theirs.result(timeout=20).image_ref
+    layers = [
+        each.path for each in registry.asked("/blobs/") if each.path.rpartition("/")[2] != last.result.images[0].id
+    ]
+    assert len(layers) == len(set(layers))
