@@ -3,6 +3,9 @@
 The grammar is that of github.com/distribution/reference: `[domain/]path[:tag][@digest]`. A first component without
 a dot, a colon or a capital letter that is not "localhost" is a path on docker.io; a docker.io path of one component
 lies below "library/"; a name without tag and digest means the tag "latest".
+
+One difference: a first component with both a dot and an underscore ("my_host.example/app"), which can be no host, is
+refused, where that package takes it for a path of no registry at all.
 """
 
 import re

@@ -48,7 +48,12 @@ _HANDLER: Table = {
 }
 
 _AUTH: Table = {
-    name: Option("str", f"images.registry.auths.*.{name}", secret=True)
+    name: Option(
+        "str",
+        f"images.registry.auths.*.{name}",
+        deprecated="deprecated, use image pull secrets or bulkhead.image_credential_provider_config",
+        secret=True,
+    )
     for name in ("username", "password", "auth", "identitytoken")
 }
 _REGISTRY_DEPRECATED = "deprecated, use config_path and hosts.toml"

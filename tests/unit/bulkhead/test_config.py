@@ -263,8 +263,12 @@ def test_show_names_origins_and_hides_secrets(tmp_path: Path) -> None:
         + 'password = "hunter2"\n',
     )
 
-    lines = list(render.show(config.examine(path)))
+    loaded = config.examine(path)
+    lines = list(render.show(loaded))
 
+    (warning,) = loaded.warnings
+    assert "use image pull secrets or bulkhead.image_credential_provider_config" in warning
+    assert "hunter2" not in warning
     assert f'images.pinned_images.sandbox = "r/p:1"  # {path}:3' in lines
     assert 'grpc.address = "/run/bulkhead/cri.sock"  # default' in lines
     assert not any("hunter2" in line for line in lines)

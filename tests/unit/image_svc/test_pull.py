@@ -156,7 +156,8 @@ def test_status_codes(
     assert registry.address in text
     assert "/app" in text
     assert str(code) in text
-    assert part == "/blobs/" or f"/app:1: http://{registry.address} answered {code}" in text
+    step = ": configuration: " if part == "/blobs/" else "/app:1: resolve: "
+    assert f"{step}http://{registry.address} answered {code}" in text
     assert (error is Unavailable) == text.startswith("RegistryUnavailable: ")
     assert node.catalogue.images() == []
 

@@ -138,7 +138,7 @@ def test_foreign_characters_are_refused(text: str, character: str, at: int) -> N
         ("a.b/c", "a.b/c:latest"),
         ("a-.b/c", ""),
         ("-a.b/c", ""),
-        ("a_b.c/d", ""),
+        ("a_b.c/d", ""),  # a path of no registry to distribution/reference
         ("a__b/c", "docker.io/a__b/c:latest"),
         ("a___b/c", ""),
         ("a---b/c", "docker.io/a---b/c:latest"),

@@ -112,12 +112,12 @@ class Repository:
 
     def resolve(self, patience: Patience) -> Descriptor:
         """Ask what the reference stands for now; also proves that the credentials may read it."""
-        what = str(self.reference)
+        what = f"{self.reference}: resolve"
         return self._over_hosts(needed(self.reference), lambda endpoint: self._head(endpoint, patience), what, patience)
 
     def manifest(self, wanted: Descriptor, patience: Patience) -> tuple[bytes, str]:
         """Return the bytes of a manifest or index, checked against digest and size, and their media type."""
-        what = f"{self.reference.name}@{wanted.digest}"
+        what = f"{self.reference.name}@{wanted.digest}: manifest"
 
         def get(endpoint: Endpoint) -> tuple[bytes, str]:
             path = f"manifests/{wanted.digest}"
@@ -130,7 +130,7 @@ class Repository:
 
     def small_blob(self, wanted: Descriptor, limit: int, patience: Patience) -> bytes:
         """Return a blob of at most `limit` bytes, such as an image's configuration, checked."""
-        what = f"{self.reference.name}@{wanted.digest}"
+        what = f"{self.reference.name}@{wanted.digest}: configuration"
 
         def get(endpoint: Endpoint) -> bytes:
             with endpoint.request("GET", f"blobs/{wanted.digest}", what, patience) as response:
@@ -153,7 +153,7 @@ class Repository:
         A broken connection is taken up where it broke, at the same host or the next. The digest is the caller's to
         check. `avoid` are origins not to be asked.
         """
-        what = f"{self.reference.name}@{wanted.digest}"
+        what = f"{self.reference.name}@{wanted.digest}: layer"
 
         def get(endpoint: Endpoint) -> str:
             offset = have()
@@ -166,7 +166,7 @@ class Repository:
         return self._over_hosts(_PULL, get, what, patience, progress=have, avoid=avoid)
 
     def _head(self, endpoint: Endpoint, patience: Patience) -> Descriptor:
-        what = str(self.reference)
+        what = f"{self.reference}: resolve"
         path = f"manifests/{self.reference.identifier}"
         try:
             with endpoint.request("HEAD", path, what, patience, {"accept": media.ACCEPT}) as response:
@@ -192,7 +192,7 @@ class Repository:
 
     def _get(self, endpoint: Endpoint, patience: Patience) -> Descriptor:
         """Resolve at a registry whose answer to HEAD says too little."""
-        what = str(self.reference)
+        what = f"{self.reference}: resolve"
         path = f"manifests/{self.reference.identifier}"
         with endpoint.request("GET", path, what, patience, {"accept": media.ACCEPT}) as response:
             data = _read_limited(response, MANIFEST_LIMIT, what, endpoint)
