@@ -71,6 +71,8 @@ class Containerd:
         return (self.directory / "log").read_text(errors="replace")
 
     def __enter__(self) -> "Containerd":
+        # The root of a user namespace must be able to search the directory.
+        self.directory.chmod(0o711)
         for name in ("cni", "certs.d"):
             (self.directory / name).mkdir()
         hosts = self.directory / "certs.d" / self.registry
