@@ -13,7 +13,7 @@ from sandbox_svc.oci.apparmor import DEFAULT_PROFILE
 from sandbox_svc.oci.base import DEFAULT_CAPABILITIES
 from sandbox_svc.oci.model import Device, Json, RuntimeFacts
 from sandbox_svc.oci.seccomp import default_profile, parse_profile
-from sandbox_svc.oci.spec import container_spec, sandbox_spec
+from sandbox_svc.oci.spec import container_spec, relabelled, sandbox_spec
 from support.specs import TableHost, container_input, host_facts, pod, sandbox_input
 
 Profile = cri.SecurityProfile
@@ -341,6 +341,60 @@ def test_selinux_labels() -> None:
     assert spec["process"]["selinuxLabel"] == label.replace("container_t", "spc_t")
     assert spec["linux"]["mountLabel"] == label.replace("system_r:container_t", "object_r:container_file_t")
     assert "selinuxLabel" not in privileged(facts=facts, runtime=runtime)["process"]
+
+
+#: A container's label as containerd writes it: the request's parts over the pod's, whose categories stay.
+POD_LABEL = "system_u:system_r:container_t:s0:c12,c900"
+
+
+@pytest.mark.parametrize(
+    ("asked", "process", "mounts"),
+    [
+        ({}, POD_LABEL, "system_u:object_r:container_file_t:s0:c12,c900"),
+        (
+            {"level": "s0:c1,c2"},
+            "system_u:system_r:container_t:s0:c1,c2",
+            "system_u:object_r:container_file_t:s0:c1,c2",
+        ),
+        (
+            {"user": "u", "role": "r", "type": "spc_t", "level": "s0-s1:c0.c1023"},
+            "u:r:spc_t:s0-s1:c0.c1023",
+            "u:object_r:container_file_t:s0-s1:c0.c1023",
+        ),
+    ],
+)
+def test_selinux_recorded(asked: dict[str, str], process: str, mounts: str) -> None:
+    """Every part of a label that is asked for is in it, and the file label follows its level."""
+    facts, runtime = host_facts(selinux=True), Runtime(enable_selinux=True)
+    config = plain()
+    config.linux.security_context.selinux_options.CopyFrom(cri.SELinuxOption(**asked))
+    spec = container_spec(container_input(config=config, facts=facts, runtime=runtime, sandbox_process_label=POD_LABEL))
+    assert (spec["process"]["selinuxLabel"], spec["linux"]["mountLabel"]) == (process, mounts)
+
+
+def test_selinux_of_virtual_machines() -> None:
+    """A runtime that boots a machine around the pod runs it under the machines' type (containerd, Kata)."""
+    facts, runtime = host_facts(selinux=True), Runtime(enable_selinux=True)
+    handler = RuntimeHandler(runtime_type="io.containerd.kata.v2")
+    request = container_input(facts=facts, runtime=runtime, handler=handler, sandbox_process_label=POD_LABEL)
+    assert container_spec(request)["process"]["selinuxLabel"] == POD_LABEL.replace("container_t", "container_kvm_t")
+    sandbox = sandbox_spec(sandbox_input(facts=facts, runtime=runtime, handler=handler))
+    assert ":container_kvm_t:" in sandbox["process"]["selinuxLabel"]
+
+
+def test_what_is_relabelled() -> None:
+    """Volumes that ask for it, the pod's own files and its shared memory get the mount label; the node's do not."""
+    config = plain()
+    config.mounts.add(container_path="/a", host_path="/volume/a", selinux_relabel=True)
+    config.mounts.add(container_path="/b", host_path="/volume/b")
+    config.mounts.add(container_path="/i", image=cri.ImageSpec(image="x"), selinux_relabel=True)
+    host = TableHost(links={"/volume/a": "/real/a"})
+    request = container_input(config=config, facts=host_facts(host=host))
+    labelled: Json = {"linux": {"mountLabel": "a:b:c:d"}}
+    assert relabelled(request, labelled) == ["/real/a", "/pod/hostname", "/pod/hosts", "/pod/resolv.conf", "/pod/shm"]
+    config.linux.security_context.namespace_options.ipc = cri.NODE
+    assert "/dev/shm" not in relabelled(request, labelled)
+    assert relabelled(request, {"linux": {}}) == []
 
 
 def test_selinux_off() -> None:

@@ -48,6 +48,15 @@ def apply_to_container(spec: Json, request: ContainerInput) -> None:
         bind_sys(spec)
 
 
+def relabelled(request: ContainerInput, spec: Json) -> list[str]:
+    """Return what of the node gets a container's SELinux mount label; images that are mounted are read-only."""
+    if not spec["linux"].get("mountLabel"):
+        return []
+    wanted = [*request.config.mounts, *_pod_files(request), *_image_volumes(request)]
+    paths = [mount.host_path for mount in wanted if mount.selinux_relabel and not mount.HasField("image")]
+    return [request.facts.host.real_path(path) for path in paths]
+
+
 def drop(spec: Json, destination: str) -> None:
     """Take out what is mounted at a place."""
     spec["mounts"] = [mount for mount in spec["mounts"] if _clean(mount["destination"]) != destination]

@@ -10,6 +10,9 @@ from sandbox_svc.oci.model import HostFacts, Json
 
 _LEVEL = re.compile(r"s\d(-s\d)?(:c\d{1,4}(\.c\d{1,4})?(,c\d{1,4}(\.c\d{1,4})?)*)?")
 _FILE_TYPE = "container_file_t"
+#: The process type of a virtual machine around a pod (container-selinux, kvm_process of its lxc_contexts), and the
+#: runtimes that make one, as containerd knows them.
+_MACHINE_TYPE, _MACHINES = "container_kvm_t", "io.containerd.kata"
 
 
 def labels(
@@ -33,10 +36,13 @@ def labels(
     return f"{user}:{role}:{type_}:{level}", f"{user}:object_r:{_FILE_TYPE}:{level}"
 
 
-def apply(spec: Json, process_label: str, mount_label: str, privileged: bool) -> None:
+def apply(spec: Json, process_label: str, mount_label: str, *, privileged: bool, runtime_type: str) -> None:
     """Set the labels; a privileged process runs unlabelled, its mounts do not."""
     if process_label and not privileged:
-        spec["process"]["selinuxLabel"] = process_label
+        user, role, type_, level = process_label.split(":", 3)
+        if _MACHINES in runtime_type:
+            type_ = _MACHINE_TYPE
+        spec["process"]["selinuxLabel"] = f"{user}:{role}:{type_}:{level}"
     if mount_label:
         spec["linux"]["mountLabel"] = mount_label
 

@@ -19,10 +19,19 @@ from sandbox_svc.oci import (
     users,
 )
 from sandbox_svc.oci.model import ContainerInput, Json, SandboxInput
+from sandbox_svc.oci.mounts import relabelled
 from sandbox_svc.oci.process import exec_process
 from sandbox_svc.oci.volumes import image_volumes, needed_directories
 
-__all__ = ["container_spec", "exec_process", "hand_over_filter", "image_volumes", "needed_directories", "sandbox_spec"]
+__all__ = [
+    "container_spec",
+    "exec_process",
+    "hand_over_filter",
+    "image_volumes",
+    "needed_directories",
+    "relabelled",
+    "sandbox_spec",
+]
 
 
 def sandbox_spec(request: SandboxInput) -> Json:
@@ -43,7 +52,8 @@ def sandbox_spec(request: SandboxInput) -> Json:
     namespaces.apply_to_sandbox(spec, request)
     mounts.apply_to_sandbox(spec, request)
     process_label, mount_label = selinux.labels(context.selinux_options, "", request.id, request.runtime, request.facts)
-    selinux.apply(spec, process_label, mount_label, context.privileged)
+    kind = request.handler.runtime_type
+    selinux.apply(spec, process_label, mount_label, privileged=context.privileged, runtime_type=kind)
     sysctls.apply(spec, request)
     resources.apply_to_sandbox(spec, request.facts, request.runtime)
     annotations.apply_to_sandbox(spec, request)
@@ -73,7 +83,8 @@ def container_spec(request: ContainerInput) -> Json:
     process_label, mount_label = selinux.labels(
         context.selinux_options, request.sandbox_process_label, request.sandbox_id, request.runtime, request.facts
     )
-    selinux.apply(spec, process_label, mount_label, context.privileged)
+    kind = request.handler.runtime_type
+    selinux.apply(spec, process_label, mount_label, privileged=context.privileged, runtime_type=kind)
     spec["process"]["noNewPrivileges"] = context.no_new_privs
     if context.readonly_rootfs:
         spec["root"]["readonly"] = True

@@ -15,14 +15,14 @@ from bulkhead import metrics
 from bulkhead.errors import AlreadyExists, BulkheadError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import image_mounts, limits, pod_files, reserve, undo, validate
+from sandbox_svc import image_mounts, limits, pod_files, relabel, reserve, undo, validate
 from sandbox_svc.images import Image
 from sandbox_svc.node import Node
 from sandbox_svc.nri import abilities, convert_resources
 from sandbox_svc.nri.apply import apply
 from sandbox_svc.oci import apparmor_default
 from sandbox_svc.oci.model import ContainerInput, Json
-from sandbox_svc.oci.spec import container_spec, hand_over_filter, image_volumes, needed_directories
+from sandbox_svc.oci.spec import container_spec, hand_over_filter, image_volumes, needed_directories, relabelled
 from sandbox_svc.rootfs_users import read as rootfs_users
 from sandbox_svc.rpc import bundle, remove_container
 from sandbox_svc.rpc.run_pod_sandbox import wait_for
@@ -124,6 +124,7 @@ class _Creation:
             if node.facts.apparmor and not node.config.runtime.disable_apparmor:
                 apparmor_default.ensure_loaded(node.facts.host)
             spec = container_spec(request)
+            relabel.relabel(relabelled(request, spec), spec["linux"].get("mountLabel", ""))
         with node.nri.operation():
             self.step = "asking NRI plugins"
             adjusted = self._adjust(request, image, spec)

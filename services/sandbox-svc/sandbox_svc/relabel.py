@@ -1,0 +1,64 @@
+"""SELinux labels of what is mounted into a container, where the CRI's selinux_relabel asks for it.
+
+A volume may be in use by other containers while it is walked, so nothing in it is reached by more than one name below
+an open directory, and no symlink is followed.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from bulkhead.errors import FailedPrecondition, InvalidArgument
+
+ATTRIBUTE = "security.selinux"
+#: Each level costs a descriptor while it is walked.
+MAX_DEPTH = 512
+
+#: What is never relabelled, for the node needs its own labels there (those of opencontainers/selinux, Relabel).
+_KEPT = frozenset(
+    {
+        "/", "/bin", "/boot", "/dev", "/etc", "/etc/passwd", "/etc/pki", "/etc/shadow", "/home", "/lib", "/lib64",
+        "/media", "/opt", "/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var",  # noqa: S108
+        "/var/lib",
+        "/var/log",
+    }
+)  # fmt: skip
+
+
+def relabel(paths: Iterable[str], label: str) -> None:
+    """Give files and directory trees a label, all of each; "" changes nothing.
+
+    InvalidArgument for a directory of the node itself; FailedPrecondition where a label cannot be set. A file system
+    that has no labels is fine: SELinux gives all of it one by its mount.
+    """
+    if not label:
+        return
+    for path in paths:
+        if os.path.normpath(path) in _KEPT:
+            raise InvalidArgument(f"selinux_relabel: {path} belongs to the node and is not relabelled")
+        try:
+            _relabel(Path(path), label.encode())
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise FailedPrecondition(f"selinux_relabel: {path} cannot be labelled {label}: {error}") from error
+
+
+def _relabel(path: Path, label: bytes) -> None:
+    _set(str(path), label)
+    if path.is_symlink() or not path.is_dir():
+        return
+    for place, directories, files, fd in os.fwalk(path, follow_symlinks=False):
+        if len(Path(place).parts) - len(path.parts) > MAX_DEPTH:
+            raise FailedPrecondition(f"selinux_relabel: {path} has more than {MAX_DEPTH} levels of directories")
+        for name in (*directories, *files):
+            with contextlib.suppress(FileNotFoundError):  # removed while we walk
+                _set(f"/proc/self/fd/{fd}/{name}", label)
+
+
+def _set(path: str, label: bytes) -> None:
+    with contextlib.suppress(OSError):
+        if os.getxattr(path, ATTRIBUTE, follow_symlinks=False).rstrip(b"\0") == label:
+            return
+    os.setxattr(path, ATTRIBUTE, label, follow_symlinks=False)
