@@ -45,7 +45,7 @@ class Node:
         self.store = Store(self.root / "images.db")
         self.leases = Leases()
         gatekeeper = Gatekeeper(self.root, self.key_model)
-        self.bringer = Bringer(config, self.content, self.store, client)
+        self.bringer = Bringer(config, self.content, self.store, client, gatekeeper)
         self.puller = Puller(
             Registries(config, retry=QUICK),
             self.content,

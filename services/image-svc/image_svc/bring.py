@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from bulkhead.config.model import Config
-from bulkhead.errors import BulkheadError, Unimplemented
+from bulkhead.errors import BulkheadError
 from bulkhead.metrics import stage
-from image_svc import media, telemetry
+from image_svc import telemetry
+from image_svc.decryption import Gatekeeper
 from image_svc.download import Download, Origin
 from image_svc.ingest import Content
 from image_svc.layers import Unpacking, despite_kills
 from image_svc.patience import Patience
 from image_svc.progress import LayerState, Progress, PullState
+from image_svc.purpose import Purpose
 from image_svc.registry.repository import Descriptor
 from image_svc.shared_jobs import Jobs, all_done
 from image_svc.store import Layer, NewImage, NewLayer, Store
@@ -37,12 +39,18 @@ class _Pull:
     slots: threading.Semaphore
     patience: Patience
     progress: Progress
+    #: What it calls the image, and for whom it is: an encrypted layer's use is recorded by them.
+    image: str
+    purpose: Purpose
 
 
 class Bringer:
     """Brings layers; any number of pulls at once share what they have in common."""
 
-    def __init__(self, config: Config, content: Content, store: Store, client: UnpackClient) -> None:
+    def __init__(
+        self, config: Config, content: Content, store: Store, client: UnpackClient, gatekeeper: Gatekeeper
+    ) -> None:
+        self._gatekeeper = gatekeeper
         self._config = config
         self._content = content
         self._store = store
@@ -58,7 +66,13 @@ class Bringer:
         )
 
     def bring(
-        self, image: NewImage, documents: Mapping[str, int], origin: Origin, patience: Patience, progress: Progress
+        self,
+        image: NewImage,
+        documents: Mapping[str, int],
+        origin: Origin,
+        patience: Patience,
+        progress: Progress,
+        purpose: Purpose,
     ) -> None:
         """Have every layer unpacked, and the image recorded; the caller's lease holds what it is made of.
 
@@ -70,11 +84,9 @@ class Bringer:
             if shown.chain_id not in chains:
                 shown.state, shown.received = LayerState.PRESENT, shown.size
         telemetry.LAYERS.labels("present").inc(len(image.layers) - len(missing))
-        if locked := [layer for layer in missing if media.is_encrypted(layer.media_type)]:
-            raise Unimplemented(f"layer {locked[0].digest}: a key is at hand, but decrypting layers is not built yet")
         slots = threading.Semaphore(self._config.images.max_concurrent_downloads or _UNLIMITED)
         with ExitStack() as stack:
-            jobs = self._unpack_all(missing, _Pull(origin, slots, patience, progress), stack)
+            jobs = self._unpack_all(missing, _Pull(origin, slots, patience, progress, image.names[0], purpose), stack)
             progress.state = PullState.COMMITTING
             self._commit(image, documents, jobs, patience)
         telemetry.LAYERS.labels("unpacked").inc(len(missing))
@@ -122,7 +134,8 @@ class Bringer:
     def _unpacking(self, layer: Layer, name: int, pull: _Pull) -> Unpacking:
         own = Patience(self._config.bulkhead.pull_timeout, f"layer {layer.digest}")
         open_blob = partial(self._downloading, layer, pull, own)
-        job = Unpacking(layer, name, open_blob, self._client, self._limits, self._turns, own)
+        decoder = self._gatekeeper.decoder(layer, pull.image, pull.purpose)
+        job = Unpacking(layer, name, open_blob, self._client, self._limits, self._turns, own, decoder)
         job.future.add_done_callback(lambda _: self._writeback.kick())
         return job
 
@@ -170,7 +183,7 @@ class Bringer:
                     new.append(NewLayer(layer.chain_id, parent, layer.diff_id, name, unpacked.bytes, unpacked.inodes))
                 chain.append(str(name))
                 parent = layer.chain_id
-            despite_kills(partial(self._client.settle, chain), self._client, patience)
+            despite_kills(partial(self._client.settle, chain), patience, self._client)
         return new
 
     def _make_durable(self, blobs: Mapping[str, int], patience: Patience) -> None:
@@ -179,7 +192,7 @@ class Bringer:
         for digest in blobs:
             self._content.keep(digest)
         with stage("pull_sync"):
-            despite_kills(self._client.sync, self._client, patience)
+            despite_kills(self._client.sync, patience, self._client)
 
 
 def _slots() -> int:

@@ -1,44 +1,132 @@
-"""Encrypted images: the decryptor says whether the node has the keys, every time, whatever lies on disk already."""
+"""Encrypted images: the decryptor says whether the node has the keys, every time, and turns layers into plain ones."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from bulkhead import paths, rpc
-from bulkhead.errors import FailedPrecondition
+from bulkhead import layers, paths, rpc
+from bulkhead.errors import BulkheadError, FailedPrecondition, Unavailable
 from bulkhead.proto import keys_pb2
 from bulkhead.proto.keys_pb2_grpc import KeysStub
 from image_svc import media
 from image_svc.patience import Patience
+from image_svc.purpose import Purpose
 from image_svc.store import Layer
 
-#: Longest wait for the decryptor, seconds.
+#: Longest wait for the decryptor, seconds: for a verdict, and for the end of a layer whose last byte has been read.
 TIMEOUT = 10.0
+#: Annotations that concern decryption; the decryptor is told no others.
+_PREFIX = "org.opencontainers.image.enc."
+
+
+class DecryptorGone(Unavailable):
+    """The decryptor ended in the middle of a layer, or is not there."""
+
+
+class Plain:
+    """A layer on its way through the decryptor."""
+
+    def __init__(self, reader: int, work: layers.Work, layer: Layer) -> None:
+        #: The plain, still compressed layer comes out of this pipe. Its end proves nothing.
+        self.reader = reader
+        self._work = work
+        self._layer = layer
+
+    def finish(self, patience: Patience) -> None:
+        """Return if every byte that came out has been checked against MAC and digest, else raise why it may not count.
+
+        DecryptorGone if it ended meanwhile; DataLoss if the layer is not what was encrypted.
+        """
+        try:
+            self._work.result(keys_pb2.DecryptResult, min(TIMEOUT, patience.left))
+        except Unavailable as error:
+            raise DecryptorGone(f"layer {self._layer.digest}: {error}") from error
 
 
 class Gatekeeper:
-    """Asks the decryptor before an encrypted image is pulled or run."""
+    """Asks the decryptor before an encrypted image is pulled or run, and has it decrypt layers."""
 
     def __init__(self, state: Path, key_model: str) -> None:
         self._stub = KeysStub(rpc.channel(str(paths.service_socket(state, "decryptor"))))
+        self._socket = str(paths.layer_socket(state))
         self._key_model = key_model
 
-    def check(self, image: str, pod: str, layers: Iterable[Layer], patience: Patience | None = None) -> None:
+    def check(self, image: str, purpose: Purpose, encrypted: Iterable[Layer], patience: Patience | None = None) -> None:
         """Raise the decryptor's verdict unless it has a key for every encrypted layer.
 
         With an empty `key_model` nothing is asked: decryption is switched off on this node.
         """
-        locked = [layer for layer in layers if media.is_encrypted(layer.media_type)]
+        locked = [layer for layer in encrypted if media.is_encrypted(layer.media_type)]
         if not locked:
             return
         if not self._key_model:
             text = f"{image}: layer {locked[0].digest} is encrypted and image_decryption.key_model is empty"
             raise FailedPrecondition(text)
-        request = keys_pb2.CheckRequest(
-            use=keys_pb2.Use(image=image, pod=pod),
-            layers=[
-                keys_pb2.Layer(digest=each.digest, media_type=each.media_type, annotations=each.annotations)
-                for each in locked
-            ],
-        )
+        request = keys_pb2.CheckRequest(use=purpose.use(image), layers=[_asked(each) for each in locked])
         timeout = min(TIMEOUT, patience.left) if patience else TIMEOUT
         rpc.call(self._stub.Check, request, service="decryptor", timeout=timeout)
+
+    def decoder(self, layer: Layer, image: str, purpose: Purpose) -> "Decoder | None":
+        """Return what turns a layer into a plain one; None for one that is plain."""
+        return Decoder(self, layer, image, purpose) if media.is_encrypted(layer.media_type) else None
+
+    @contextmanager
+    def decrypt(self, layer: Layer, image: str, purpose: Purpose, source: int, patience: Patience) -> Iterator[Plain]:
+        """Have the ciphertext that comes out of `source` decrypted; the block reads it and asks how it ended.
+
+        Raises the decryptor's refusal. The caller closes its `source` before it waits for the end.
+        """
+        request = keys_pb2.DecryptRequest(use=purpose.use(image), layer=_asked(layer))
+        reader, sink = os.pipe2(os.O_CLOEXEC)
+        try:
+            try:
+                work = self._begin(request, source, sink, patience)
+            finally:
+                os.close(sink)
+            with work:
+                yield Plain(reader, work, layer)
+        finally:
+            os.close(reader)
+
+    def ping(self, *, timeout: float = 5.0) -> None:
+        """Return if the decryptor is there."""
+        rpc.call(self._stub.ListKeys, keys_pb2.ListKeysRequest(), service="decryptor", timeout=timeout)
+
+    def _begin(self, request: keys_pb2.DecryptRequest, source: int, sink: int, patience: Patience) -> layers.Work:
+        limit = min(TIMEOUT, patience.left)
+        try:
+            work = layers.decrypt(self._socket, request, source, sink, limit)
+        except Unavailable as error:
+            raise DecryptorGone(str(error)) from error
+        try:
+            work.started(limit)
+        except BulkheadError as error:
+            work.close()
+            if isinstance(error, Unavailable):
+                raise DecryptorGone(str(error)) from error
+            raise
+        return work
+
+
+class Decoder:
+    """The decryption of one layer, as often as it is begun."""
+
+    def __init__(self, gatekeeper: Gatekeeper, layer: Layer, image: str, purpose: Purpose) -> None:
+        self._gatekeeper = gatekeeper
+        self._of = (layer, image, purpose)
+
+    def open(self, source: int, patience: Patience) -> AbstractContextManager[Plain]:
+        """Begin to decrypt what comes out of `source`."""
+        return self._gatekeeper.decrypt(*self._of, source, patience)
+
+    def ping(self, *, timeout: float = 5.0) -> None:
+        """Return if the decryptor is there."""
+        self._gatekeeper.ping(timeout=timeout)
+
+
+def _asked(layer: Layer) -> keys_pb2.Layer:
+    annotations = {name: value for name, value in layer.annotations.items() if name.startswith(_PREFIX)}
+    return keys_pb2.Layer(
+        digest=layer.digest, media_type=layer.media_type, annotations=annotations, diff_id=layer.diff_id
+    )

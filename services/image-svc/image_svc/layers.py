@@ -6,15 +6,16 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Protocol, TypeVar
 
 from bulkhead.errors import Aborted, BulkheadError, Cancelled, DataLoss, Internal
 from bulkhead.metrics import stage
 from image_svc import telemetry
+from image_svc.decryption import Decoder, DecryptorGone, Plain
 from image_svc.download import CorruptBlob
 from image_svc.ingest import Ingest
 from image_svc.patience import Patience
@@ -37,7 +38,14 @@ _LET_GO = 10.0
 _KILLS, _RETURN = 5, 60.0
 
 
-class Unpacker(Protocol):
+class Helper(Protocol):
+    """A process that a layer needs and that may be killed at any time."""
+
+    def ping(self, *, timeout: float = 5.0) -> None:
+        """Return if it is there."""
+
+
+class Unpacker(Helper, Protocol):
     """What is wanted of the unpack helper's client here."""
 
     def unpack(self, name: str, stream: int, limits: Limits, algorithm: str = "sha256") -> Unpacked:
@@ -45,9 +53,6 @@ class Unpacker(Protocol):
 
     def remove(self, name: str) -> None:
         """Drop a snapshot."""
-
-    def ping(self, *, timeout: float = 5.0) -> None:
-        """Return if the helper is there."""
 
 
 class Source(Protocol):
@@ -66,7 +71,10 @@ class Source(Protocol):
 
 
 class Unpacking(Job[Unpacked]):
-    """Unpacks one layer into the snapshot `name`; not to be used before it was settled and committed."""
+    """Unpacks one layer into the snapshot `name`; not to be used before it was settled and committed.
+
+    An encrypted one goes through its `decoder` first: ciphertext down one pipe, and out of another one to the helper.
+    """
 
     def __init__(
         self,
@@ -77,6 +85,7 @@ class Unpacking(Job[Unpacked]):
         limits: Limits,
         turns: Turns,
         patience: Patience,
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__(patience)
         self.layer = layer
@@ -90,6 +99,8 @@ class Unpacking(Job[Unpacked]):
         self._unpacker = unpacker
         self._limits = limits
         self._turns = turns
+        self._decoder = decoder
+        self._helpers: list[Helper] = [unpacker, *([decoder] if decoder else [])]
 
     def run(self) -> Unpacked:
         """Unpack the layer; a blob that proves corrupt is fetched once more, from another host if there is one."""
@@ -111,14 +122,14 @@ class Unpacking(Job[Unpacked]):
 
     def _once_more_if_corrupt(self) -> Unpacked:
         try:
-            return despite_kills(partial(self._attempt, ()), self._unpacker, self.patience)
+            return despite_kills(partial(self._attempt, ()), self.patience, *self._helpers)
         except CorruptBlob as error:
             first = error
         telemetry.RETRIES.labels("corrupt").inc()
         logger.warning("%s; fetching it once more", first)
         try:
             avoid = () if first.resumed else first.hosts
-            return despite_kills(partial(self._attempt, avoid), self._unpacker, self.patience)
+            return despite_kills(partial(self._attempt, avoid), self.patience, *self._helpers)
         except CorruptBlob:
             raise
         except BulkheadError as second:
@@ -167,18 +178,42 @@ class Unpacking(Job[Unpacked]):
 
     def _through_pipe(self, source: Source, turn: Turn) -> Unpacked:
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        result: Future[Unpacked] = Future()
         _widen(writer)
-        threading.Thread(target=self._call, args=(reader, result), name="unpack", daemon=True).start()
-        try:
-            self._feed(source.ingest, writer, turn)
-        except BaseException:
+        with ExitStack() as held:
+            plain: Plain | None = None
+            try:
+                if self._decoder is not None:
+                    plain = held.enter_context(self._decoder.open(reader, self.patience))
+                    os.close(reader)
+                    reader = os.dup(plain.reader)
+            except BaseException:
+                os.close(writer)
+                os.close(reader)
+                raise
+            result: Future[Unpacked] = Future()
+            threading.Thread(target=self._call, args=(reader, result), name="unpack", daemon=True).start()
+            try:
+                self._feed(source.ingest, writer, turn)
+            except BaseException:
+                os.close(writer)
+                # The helper must have let go of the directory before anybody tries again or removes it.
+                wait([result], timeout=_LET_GO)
+                raise
             os.close(writer)
-            # The helper must have let go of the directory before anybody tries again or removes it.
-            wait([result], timeout=_LET_GO)
+            return self._end(result, plain)
+
+    def _end(self, result: "Future[Unpacked]", plain: Plain | None) -> Unpacked:
+        """Wait for helper and decryptor. If both failed, the decryptor's reason explains the helper's."""
+        try:
+            unpacked = self.patience.wait(result)
+        except BulkheadError:
+            self.patience.check()
+            if plain is not None:
+                plain.finish(self.patience)
             raise
-        os.close(writer)
-        return self.patience.wait(result)
+        if plain is not None:
+            plain.finish(self.patience)
+        return unpacked
 
     def _feed(self, blob: Ingest, pipe: int, turn: Turn) -> None:
         """Send the blob to the helper; a pipe that breaks means the helper has an answer already."""
@@ -228,27 +263,30 @@ class Unpacking(Job[Unpacked]):
             os.close(reader)
 
 
-def despite_kills(act: Callable[[], T], helper: Unpacker, patience: Patience) -> T:
-    """Do what takes the unpack helper, once more each time that it or its worker is killed meanwhile."""
+def despite_kills(act: Callable[[], T], patience: Patience, *helpers: Helper) -> T:
+    """Do what takes these helpers, once more each time that one of them or its worker is killed meanwhile."""
     for _ in range(_KILLS):
         try:
             return act()
-        except (Aborted, UnpackerGone) as error:
-            telemetry.RETRIES.labels("unpacker").inc()
+        except (Aborted, UnpackerGone, DecryptorGone) as error:
+            telemetry.RETRIES.labels("decryptor" if isinstance(error, DecryptorGone) else "unpacker").inc()
             logger.warning("%s; trying again", error)
-            _await(helper, patience, error)
+            _await(helpers, patience, error)
     return act()
 
 
-def _await(helper: Unpacker, patience: Patience, why: BulkheadError) -> None:
+def _await(helpers: Sequence[Helper], patience: Patience, why: BulkheadError) -> None:
     until = time.monotonic() + _RETURN
     while True:
         patience.sleep(0.1)
         try:
-            return helper.ping()
+            for helper in helpers:
+                helper.ping()
         except BulkheadError:
             if time.monotonic() > until:
                 raise why from None
+        else:
+            return
 
 
 def _widen(fd: int) -> None:

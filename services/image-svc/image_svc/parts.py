@@ -51,7 +51,7 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
     snapshotters = Snapshotters(config.images.snapshotter, config.root, client)
     registries = Registries(config)
     gate = Gate(config.image_verifier, content, store)
-    bringer = Bringer(config, content, store, client)
+    bringer = Bringer(config, content, store, client, gatekeeper)
     discard = config.images.discard_unpacked_layers
     return Parts(
         config=config,

@@ -18,6 +18,7 @@ from image_svc.metadata import Documents, Finder, Found
 from image_svc.patience import Patience
 from image_svc.platforms import Platform
 from image_svc.progress import LayerProgress, Progress, Pulls, PullState
+from image_svc.purpose import Purpose
 from image_svc.reference import Reference
 from image_svc.registry.registries import Registries
 from image_svc.registry.repository import Descriptor
@@ -26,13 +27,17 @@ from image_svc.store import NewImage
 logger = logging.getLogger(__name__)
 
 
+#: A pull that is for no pod.
+ANYBODY = Purpose()
+
+
 class Place(Documents, Origin, Protocol):
     """Where an image comes from, documents and layers alike: a registry's repository, or the content store."""
 
 
 #: Looks at an image before any of its layers is asked for, and raises what whoever pulls is to be told. It gets the
-#: name, what was found, where it comes from, and the pod it is for ("<namespace>/<name>", or "").
-Check = Callable[[Reference, Found, Place, str, Patience], None]
+#: name, what was found, where it comes from, and the pod it is for.
+Check = Callable[[Reference, Found, Place, Purpose, Patience], None]
 
 
 class Puller:
@@ -64,7 +69,7 @@ class Puller:
         image: str,
         auth: AuthConfig | None,
         patience: Patience,
-        pod: str = "",
+        purpose: Purpose = ANYBODY,
         progress: Progress | None = None,
     ) -> str:
         """Pull an image completely and return its id; nothing of it is listed before that.
@@ -79,20 +84,27 @@ class Puller:
             with repository.held(), self._leases.lease() as lease:
                 with stage("pull_resolve"):
                     target = repository.resolve(patience)
-                size = self._take(name, target, repository, lease, patience, pod, progress)
+                size = self._take(name, target, repository, lease, patience, purpose, progress)
         seconds = round(time.monotonic() - began, 3)
         fields = {"reference": str(name), "image": progress.image_id, "bytes": size, "seconds": seconds}
         logger.info("image pulled", extra=fields)
         return progress.image_id
 
-    def adopt(self, target: Descriptor, name: Reference, patience: Patience, progress: Progress | None = None) -> str:
+    def adopt(
+        self,
+        target: Descriptor,
+        name: Reference,
+        patience: Patience,
+        progress: Progress | None = None,
+        purpose: Purpose = ANYBODY,
+    ) -> str:
         """Make an image, whose blobs are all in the content store, one that can be run; return its id.
 
         The same is checked as of one that is pulled. The caller's lease holds the blobs.
         """
         with self.pulls.shown(progress or Progress(str(name))) as progress, self._leases.lease() as lease:
             try:
-                self._take(name, target, LocalContent(name), lease, patience, "", progress)
+                self._take(name, target, LocalContent(name), lease, patience, purpose, progress)
             except OSError as error:
                 raise telemetry.disk_failure(f"import of {name}", error) from error
         return progress.image_id
@@ -104,7 +116,7 @@ class Puller:
         place: Place,
         lease: Lease,
         patience: Patience,
-        pod: str,
+        purpose: Purpose,
         progress: Progress,
     ) -> int:
         """Bring what a name stands for and return the bytes of its blobs."""
@@ -116,15 +128,15 @@ class Puller:
         progress.layers = tuple(LayerProgress(each.digest, each.size, chain_id=each.chain_id) for each in found.layers)
         progress.state = PullState.CHECKING
         for check in self._checks:
-            check(name, found, place, pod, patience)
+            check(name, found, place, purpose, patience)
         progress.state = PullState.FETCHING
         with stage("pull_layers"):
-            self._bringer.bring(_image(name, found), finder.fetched, place, patience, progress)
+            self._bringer.bring(_image(name, found), finder.fetched, place, patience, progress, purpose)
         return found.manifest.size
 
-    def _authorised(self, name: Reference, found: Found, place: Place, pod: str, patience: Patience) -> None:
+    def _authorised(self, name: Reference, found: Found, place: Place, purpose: Purpose, patience: Patience) -> None:
         if found.manifest.encrypted:
-            self._gatekeeper.check(str(name), pod, found.layers, patience)
+            self._gatekeeper.check(str(name), purpose, found.layers, patience)
 
 
 def _image(name: Reference, found: Found) -> NewImage:

@@ -75,9 +75,12 @@ class Images:
         self._channel.unsubscribe(self._changed)
         self._channel.close()
 
-    def resolve(self, reference: str, handler: str = "") -> Image:
-        """Find an image by id, digest or name; NotFound if it is not here."""
-        request = images_pb2.ResolveRequest(image=reference, runtime_handler=handler)
+    def resolve(self, reference: str, handler: str = "", named: str = "") -> Image:
+        """Find an image by id, digest or name; NotFound if it is not here.
+
+        `named` is the name that the pod's author gave, where `reference` is an id.
+        """
+        request = images_pb2.ResolveRequest(image=reference, runtime_handler=handler, user_specified_image=named)
         answer = rpc.call(self._images.Resolve, request, service=SERVICE, timeout=CALL_TIMEOUT)
         return Image(
             id=answer.image_id,
@@ -101,13 +104,24 @@ class Images:
             pulled = rpc.call(self._cri.PullImage, request, service=SERVICE, timeout=PULL_TIMEOUT)
         return self.resolve(pulled.image_ref, handler)
 
-    def prepare(self, key: str, image: Image, *, snapshotter: str, pod: str) -> images_pb2.PrepareResponse:
+    def prepare(
+        self, key: str, image: Image, sandbox: cri.PodSandboxConfig, *, snapshotter: str, grant: str = ""
+    ) -> images_pb2.PrepareResponse:
         """Make the snapshot of a container (or return the one that exists) as a plan of mounts.
 
-        PermissionDenied for a plan that reaches beyond image-svc's snapshots.
+        `grant` names keys that root lends to this use. PermissionDenied for a plan that reaches beyond image-svc's
+        snapshots.
         """
+        metadata = sandbox.metadata
         request = images_pb2.PrepareRequest(
-            key=key, image_id=image.id, snapshotter=snapshotter, pod=pod, manifest_digest=image.manifest_digest
+            key=key,
+            image_id=image.id,
+            snapshotter=snapshotter,
+            pod=f"{metadata.namespace}/{metadata.name}",
+            manifest_digest=image.manifest_digest,
+            namespace=metadata.namespace,
+            pod_labels=sandbox.labels,
+            grant=grant,
         )
         with metrics.stage("snapshot_prepare"):
             answer: images_pb2.PrepareResponse = rpc.call(

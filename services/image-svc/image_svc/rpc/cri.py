@@ -13,6 +13,7 @@ from bulkhead.proto.runtime.v1 import api_pb2
 from bulkhead.proto.runtime.v1.api_pb2_grpc import ImageServiceServicer
 from image_svc.parts import Parts
 from image_svc.patience import Patience
+from image_svc.purpose import Purpose
 from image_svc.store import Image
 
 #: Images in one message of StreamImages.
@@ -81,9 +82,8 @@ class CriImages(ImageServiceServicer):
             patience.cancel()
         self._parts.recovery.wait(patience)
         auth = request.auth if request.HasField("auth") else None
-        metadata = request.sandbox_config.metadata
-        pod = f"{metadata.namespace}/{metadata.name}" if metadata.name else ""
-        image_id = self._parts.puller.pull(image, auth, patience, pod)
+        purpose = Purpose.of(request.sandbox_config)
+        image_id = self._parts.puller.pull(image, auth, patience, purpose)
         self._parts.collector.kick()
         return api_pb2.PullImageResponse(image_ref=image_id)
 

@@ -12,6 +12,7 @@ from image_svc import reference
 from image_svc.gc import remove_snapshot
 from image_svc.parts import Parts
 from image_svc.patience import Patience
+from image_svc.purpose import Purpose
 from image_svc.snapshots import Prepared, Snapshotter
 from image_svc.store import Image, Snapshot
 
@@ -30,7 +31,7 @@ class RunImages(ImagesServicer):
         if not request.image:
             raise InvalidArgument("image is empty; expected a name or an id")
         image = self._parts.catalogue.find(request.image)
-        manifest = _manifest_for(image, request.image)
+        manifest = _manifest_for(image, request.image, request.user_specified_image)
         return images_pb2.ResolveResponse(
             image_id=image.id,
             repo_tags=image.repo_tags,
@@ -59,7 +60,8 @@ class RunImages(ImagesServicer):
         image = self._parts.catalogue.find(request.image_id)
         manifest = request.manifest_digest or _manifest_for(image, request.image_id)
         if manifest in image.encrypted:
-            self._parts.gatekeeper.check(image.id, request.pod, self._parts.store.manifest_layers(manifest), patience)
+            layers = self._parts.store.manifest_layers(manifest)
+            self._parts.gatekeeper.check(image.id, _purpose(request), layers, patience)
         self._parts.gate.prepared(image, manifest, patience)
         with self._parts.leases.lease() as lease:
             lease.claim(*(layer.chain_id for layer in self._parts.store.chain(image.chain_id) or ()))
@@ -108,13 +110,23 @@ class RunImages(ImagesServicer):
         )
 
 
-def _manifest_for(image: Image, text: str) -> str:
-    """Return the manifest that a name stands for; an id means an encrypted one if there is any, the stricter choice."""
-    try:
-        named = image.manifests.get(str(reference.parse(text)))
-    except InvalidArgument:
-        named = None
-    return named or min(image.encrypted or image.manifests.values())
+def _manifest_for(image: Image, *names: str) -> str:
+    """Return the manifest that one of these names is of; an id alone means an encrypted one if there is any.
+
+    That is the stricter choice: plain and encrypted images with the same content share their id.
+    """
+    for text in names:
+        try:
+            if named := image.manifests.get(str(reference.parse(text))):
+                return named
+        except InvalidArgument:
+            continue
+    return min(image.encrypted or image.manifests.values())
+
+
+def _purpose(request: images_pb2.PrepareRequest) -> Purpose:
+    labels = dict(request.pod_labels)
+    return Purpose(request.pod, request.namespace, request.service_account, labels, request.grant)
 
 
 def _plan(prepared: Prepared) -> images_pb2.PrepareResponse:

@@ -19,7 +19,7 @@ class Gate:
         self._content = content
         self._store = store
 
-    def pulled(self, name: Reference, found: Found, place: object, pod: str, patience: Patience) -> None:
+    def pulled(self, name: Reference, found: Found, place: object, purpose: object, patience: Patience) -> None:
         """Verify an image whose documents have come, before its layers are asked for."""
         if self._verifier.idle():
             return

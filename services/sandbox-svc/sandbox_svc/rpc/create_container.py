@@ -32,6 +32,9 @@ from sandbox_svc.volumes import fill
 
 logger = logging.getLogger(__name__)
 
+#: A container's annotation by which `bulkhead run --key` names the keys that it lends to this one container.
+KEY_GRANT = "io.bulkhead.key-grant"
+
 
 def create_container(
     node: Node, request: cri.CreateContainerRequest, context: grpc.ServicerContext
@@ -93,7 +96,7 @@ class _Creation:
         node, container, pod, ident = self._node, self._container, self._pod, self._container.id
         config, sandbox = container.record.config, pod.record.config
         self.step = "resolving the image"
-        image = node.images.resolve(config.image.image, pod.record.handler)
+        image = node.images.resolve(config.image.image, pod.record.handler, config.image.user_specified_image)
         # In the model before the ledger: what only the ledger knows is taken for left over.
         node.model.add_container(container)
         container.update(
@@ -108,8 +111,9 @@ class _Creation:
         prepared = node.images.prepare(
             ident,
             image,
+            sandbox,
             snapshotter=node.runtimes.resolve(pod.record.handler).handler.snapshotter,
-            pod=f"{sandbox.metadata.namespace}/{sandbox.metadata.name}",
+            grant=config.annotations.get(KEY_GRANT, ""),
         )
         self.step = "mounting images"
         mounted = image_mounts.mount_all(
@@ -156,10 +160,7 @@ class _Creation:
         image = node.images.resolve(reference, record.handler)
         self._volumes.append(image.id)
         return node.images.prepare(
-            key,
-            image,
-            snapshotter=node.runtimes.resolve(record.handler).handler.snapshotter,
-            pod=f"{record.config.metadata.namespace}/{record.config.metadata.name}",
+            key, image, record.config, snapshotter=node.runtimes.resolve(record.handler).handler.snapshotter
         ).mounts
 
     def _input(self, image: Image, prepared: images_pb2.PrepareResponse, mounted: Mapping[int, str]) -> ContainerInput:

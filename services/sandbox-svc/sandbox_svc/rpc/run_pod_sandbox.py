@@ -186,12 +186,7 @@ class _Creation:
         self.step = "resolving the sandbox image"
         image = node.images.resolve_or_pull(node.config.images.sandbox_image, self._runtime.name, config)
         self.step = "preparing the sandbox's snapshot"
-        prepared = node.images.prepare(
-            ident,
-            image,
-            snapshotter=self._runtime.handler.snapshotter,
-            pod=f"{config.metadata.namespace}/{config.metadata.name}",
-        )
+        prepared = node.images.prepare(ident, image, config, snapshotter=self._runtime.handler.snapshotter)
         self.step = "writing the pod's files"
         node.pod_directory(ident).mkdir(parents=True, mode=0o755)
         files = pod_files.paths(node.pod_directory(ident), node.shm(ident), config)
