@@ -67,11 +67,12 @@ def roster(config: Config, users: Users, source: Mapping[str, str], programs: Pa
 
 
 def _grants(name: str, config: Config) -> tuple[str, ...]:
-    """Return where the TLS files of a service are, which may be root's alone."""
+    """Return where files of a service are, of TLS and of credential providers, which may be root's alone."""
     if name == "image-svc":
         registry = config.images.registry
         tls = (file for entry in registry.tls.values() for file in (entry.ca_file, entry.cert_file, entry.key_file))
-        return (*registry.config_path, *(file for file in tls if file))
+        others = (*tls, config.bulkhead.image_credential_provider_config)
+        return (*registry.config_path, *(file for file in others if file))
     if name == "stream-svc":
         streaming = config.streaming
         return tuple(file for file in (streaming.tls_cert_file, streaming.tls_key_file) if file)

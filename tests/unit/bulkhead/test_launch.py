@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bulkhead import processors
-from bulkhead.config.model import Config, StreamProcessor
+from bulkhead.config.model import Bulkhead, Config, StreamProcessor
 from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.launch import directories, enter, grants, plan, users
 from bulkhead.launch.linux import CAPABILITIES
@@ -88,6 +88,14 @@ def test_tls_files_are_granted_to_who_needs_them() -> None:
     granted = {name: made.grants for name, made in plans().items() if made.grants}
 
     assert granted == {"image-svc": ("/etc/containerd/certs.d", "/etc/docker/certs.d")}
+
+
+def test_credential_providers_are_granted_to_image_svc() -> None:
+    """The file that names credential providers, which may hold secrets in its variables, is image-svc's to read."""
+    own = Bulkhead(image_credential_provider_config="/etc/providers.yaml")
+    made = {entry.name: entry.plan for entry in roster.roster(Config(bulkhead=own), PEOPLE, {}, Path("/p"))}
+
+    assert [name for name, plan in made.items() if "/etc/providers.yaml" in plan.grants] == ["image-svc"]
 
 
 def test_what_a_user_cannot_read(tmp_path: Path) -> None:
