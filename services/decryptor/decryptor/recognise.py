@@ -48,6 +48,9 @@ class Key:
     certificate: x509.Certificate | None = field(default=None, repr=False, compare=False)
     #: An OpenPGP key with its secrets open (decryptor.schemes.pgp), or a PKCS#11 key file (decryptor.schemes.pkcs11).
     other: object = field(default=None, repr=False, compare=False)
+    #: What a scheme's library has made of the key, kept as long as the key is: checking RSA's numbers takes 33 ms at
+    #: 2048 bits and 280 ms at 4096.
+    made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     #: More usable keys of the same file: certificates beside a key, further keys of a ring.
     also: tuple["Key", ...] = ()
 

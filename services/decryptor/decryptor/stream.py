@@ -42,7 +42,8 @@ def decrypt(ends: Ends, private: Private, public: Public, *, diff_id: str = "", 
     """Decrypt from source to sink; return digest and size of the plain layer once MAC and digest are right.
 
     The private digest may be the diff id instead, which is the caller's to check: skopeo wraps the digest of what it
-    read, before it compressed it. DataLoss if they are not: what went into the sink is then worthless. Cancelled and DeadlineExceeded as in _Mover.
+    read, before it compressed it. DataLoss if neither fits, or the MAC does not: what went into the sink is then
+    worthless. Cancelled and DeadlineExceeded as in _Mover.
     """
     assert public.cipher == CIPHER
     mac, plain = hmac.new(private.key, digestmod=hashlib.sha256), hashlib.sha256()

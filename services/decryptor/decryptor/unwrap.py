@@ -122,8 +122,8 @@ class Unwrapper:
         token = jwe.Token(blob)
         for ring in self._rings:
             for entry in ring.private():
-                if (private := entry.key.private) is not None:
-                    yield entry, lambda private=private: token.open(private)  # type: ignore[misc]
+                if entry.key.private is not None:
+                    yield entry, lambda key=entry.key: token.open(key.private, key.made)  # type: ignore[misc]
 
     def _pkcs7(self, blob: bytes) -> Iterator[_Try]:
         from decryptor.schemes import pkcs7

@@ -44,12 +44,15 @@ class Token:
             document.pop("encrypted_key", None)
         self._text = json.dumps(document)
 
-    def open(self, key: PrivateKey) -> bytes | None:
-        """Return the payload if it is for this key, else None."""
+    def open(self, key: PrivateKey, made: dict[str, Any] | None = None) -> bytes | None:
+        """Return the payload if it is for this key, else None; `made` keeps the library's form of the key."""
         token = JWE(algs=_ALLOWED)
+        forms = {} if made is None else made
         try:
             token.deserialize(self._text)
-            token.decrypt(jwk.JWK.from_pyca(key), max_plaintext=_PLAIN_LIMIT)
+            if "jwk" not in forms:
+                forms["jwk"] = jwk.JWK.from_pyca(key)
+            token.decrypt(forms["jwk"], max_plaintext=_PLAIN_LIMIT)
         except Exception:  # the library raises whatever its parts do on hostile bytes
             return None
         payload: bytes | None = token.payload
