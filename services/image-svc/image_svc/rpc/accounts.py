@@ -32,37 +32,38 @@ class Accounts:
 
     def shares(self) -> list[Share]:
         """Return what each image needs."""
-        return [self._share(entry) for entry in self._inventory.entries()]
+        targets = self._parts.store.targets()
+        return [self._share(entry, targets) for entry in self._inventory.entries()]
 
     def usages(self, shares: list[Share]) -> list[images_pb2.ImageUsage]:
         """Return for each share what others need as well, and what would go with it."""
-        blob_sizes, layer_sizes = self._parts.store.blob_sizes(), self._parts.store.layer_sizes()
+        facts, blob_sizes = self._inventory.facts(), self._parts.store.blob_sizes()
         blobs = Counter(digest for share in shares for digest in share.blobs)
         chains = Counter(chain for share in shares for chain in share.chains)
-        used = {chain for share in shares if self._inventory.used_by(share.entry) for chain in share.chains}
+        used = {chain for share in shares if share.entry.id in facts.users for chain in share.chains}
         made = []
         for share in shares:
             unique = _sum(blob_sizes, (each for each in share.blobs if blobs[each] == 1))
-            unique += _sum(layer_sizes, (each for each in share.chains if chains[each] == 1 and each not in used))
-            whole = _sum(blob_sizes, share.blobs) + _sum(layer_sizes, share.chains)
-            summary = self._inventory.summary(share.entry)
+            unique += _sum(facts.layers, (each for each in share.chains if chains[each] == 1 and each not in used))
+            whole = _sum(blob_sizes, share.blobs) + _sum(facts.layers, share.chains)
+            summary = self._inventory.summary(share.entry, facts)
             made.append(images_pb2.ImageUsage(image=summary, unique=unique, shared=whole - unique))
         return made
 
     def freed(self, gone: list[Share], shares: list[Share]) -> int:
-        """Return the bytes that become free when some of the shares go."""
+        """Return the bytes that become free when some of the shares go, none of which a container uses."""
         going = {id(share) for share in gone}
         stay = [share for share in shares if id(share) not in going]
-        used = {chain for share in gone if self._inventory.used_by(share.entry) for chain in share.chains}
         blobs = {each for share in gone for each in share.blobs} - {each for share in stay for each in share.blobs}
         chains = {each for share in gone for each in share.chains} - {each for share in stay for each in share.chains}
         store = self._parts.store
-        return _sum(store.blob_sizes(), blobs) + _sum(store.layer_sizes(), chains - used)
+        return _sum(store.blob_sizes(), blobs) + _sum(store.layer_sizes(), chains)
 
     def usage(self) -> images_pb2.UsageResponse:
         """Return everything at once."""
         shares = self.shares()
-        unused = [share for share in shares if is_prunable(self._inventory.summary(share.entry))]
+        usages = self.usages(shares)
+        unused = [share for share, each in zip(shares, usages, strict=True) if is_prunable(each.image)]
         blobs, layers = self._parts.store.blob_sizes(), self._parts.store.layer_sizes()
         writable = self._parts.usage.total()
         partial = [entry.stat().st_size for entry in self._parts.content.partials()]
@@ -76,11 +77,11 @@ class Accounts:
             root=str(self._parts.config.root),
             filesystem_size=disk.f_blocks * disk.f_frsize,
             filesystem_free=disk.f_bavail * disk.f_frsize,
-            images=self.usages(shares),
+            images=usages,
         )
 
-    def _share(self, entry: Entry) -> Share:
-        store, targets = self._parts.store, self._parts.store.targets()
+    def _share(self, entry: Entry, targets: dict[str, str]) -> Share:
+        store = self._parts.store
         blobs: set[str] = {entry.id} - {""}
         chains: set[str] = set()
         for target in {targets.get(name, entry.target) for name in entry.names}:

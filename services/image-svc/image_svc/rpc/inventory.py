@@ -44,6 +44,18 @@ class Entry:
         return next(iter(self.names), self.id or self.target)
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What every description needs of the store, read once for all of them."""
+
+    targets: dict[str, str]
+    pulled_at: dict[str, int]
+    #: Bytes of unpacked layers by chain id.
+    layers: dict[str, int]
+    #: Keys of containers and pods by the image they are made of.
+    users: dict[str, list[str]]
+
+
 class Inventory:
     """Lists entries, finds them, and describes them."""
 
@@ -51,6 +63,14 @@ class Inventory:
         self._parts = parts
         self._contents = contents
         self._host = host
+
+    def facts(self) -> Facts:
+        """Return how things are now."""
+        store = self._parts.store
+        users: dict[str, list[str]] = {}
+        for snapshot in store.snapshots():
+            users.setdefault(snapshot.image_id, []).append(snapshot.key)
+        return Facts(store.targets(), store.pulled_at(), store.layer_sizes(), users)
 
     def entries(self) -> list[Entry]:
         """Return everything that has a name, what came last at the end."""
@@ -97,12 +117,14 @@ class Inventory:
         chosen = next((each for each in found if each.descriptor.digest == entry.manifest), None)
         return chosen or self._contents.tree(entry.manifest).variants[0]
 
-    def used_by(self, entry: Entry) -> list[str]:
-        """Return the containers and pods that are made of an image, by their keys."""
-        return sorted(each.key for each in self._parts.store.snapshots() if entry.id and each.image_id == entry.id)
+    def summaries(self, entries: Iterable[Entry]) -> list[images_pb2.ImageSummary]:
+        """Describe entries."""
+        facts = self.facts()
+        return [self.summary(entry, facts) for entry in entries]
 
-    def summary(self, entry: Entry) -> images_pb2.ImageSummary:
+    def summary(self, entry: Entry, facts: Facts | None = None) -> images_pb2.ImageSummary:
         """Describe an entry; what cannot be read of it any more is left out."""
+        facts = facts or self.facts()
         made = images_pb2.ImageSummary(
             id=entry.id,
             repo_tags=entry.tags,
@@ -111,13 +133,12 @@ class Inventory:
             target_digest=entry.target,
             pulled_at=entry.pulled_at,
             unpacked=entry.image is not None,
-            used_by=self.used_by(entry),
-            targets={name: target for name, target in self._parts.store.targets().items() if name in entry.names},
+            used_by=sorted(facts.users.get(entry.id, ())),
+            targets={name: facts.targets[name] for name in entry.names if name in facts.targets},
         )
         if entry.image is not None:
-            sizes = self._parts.store.layer_sizes()
             layers = self._parts.store.manifest_layers(entry.manifest)
-            made.unpacked_size = sum(sizes.get(layer.chain_id, 0) for layer in layers)
+            made.unpacked_size = sum(facts.layers.get(layer.chain_id, 0) for layer in layers)
             made.pinned = entry.image.pinned
             made.size = entry.image.size
             made.encrypted = bool(entry.image.encrypted)

@@ -53,7 +53,7 @@ class Management(ManagementServicer):
     def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListResponse:
         """List what is here and meets the conditions."""
         matches = filters.all_of(request.filters)
-        found = [self._inventory.summary(entry) for entry in self._inventory.entries()]
+        found = self._inventory.summaries(self._inventory.entries())
         return pb.ListResponse(images=[each for each in found if matches(each)])
 
     @rpc.long_call
@@ -194,7 +194,7 @@ class Management(ManagementServicer):
     def _result(self, names: Sequence[str], digest: str, warnings: Sequence[str]) -> pb.TransferResult:
         entries = {entry.target: entry for entry in map(self._inventory.find, names)}
         return pb.TransferResult(
-            images=map(self._inventory.summary, entries.values()),
+            images=self._inventory.summaries(entries.values()),
             digest=digest,
             warnings=[warning for warning in warnings if warning],
             names=names,

@@ -78,7 +78,7 @@ class Naming:
     def _check_free(self, entry: Entry, *, force: bool) -> None:
         if force:
             return
-        used = self._inventory.used_by(entry)
+        used = sorted(self._inventory.facts().users.get(entry.id, ()))
         if used:
             some = ", ".join(key[:13] for key in used[:_SHOWN]) + (", …" if len(used) > _SHOWN else "")
             text = f"image {entry.label} is used by {len(used)} containers or pods ({some}): remove them, or use force"
