@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[Layer, str]] = {
     "link to nothing": (Layer().symlink("a", ""), r"symbolic link to nothing"),
     "link too long": (Layer().symlink("a", "x/" * 2100), r"'a'"),
     "name too long": (Layer().file("x" * 256, "x"), r"File name too long"),
-    "GNU sparse file": (Layer().add("a", b"S"), r"sparse"),
+    "GNU sparse file": (Layer().add("a", b"S", b"xyz"), r"map of holes"),
     "unknown type": (Layer().add("a", b"Z"), r"type 'Z'"),
     "impossible device": (Layer().add("a", tarfile.CHRTYPE, devmajor=5000, devminor=1), r"device number 5000:1"),
     "owner -1": (Layer().file("a", "x", uid=2**32 - 1), r"owner 4294967295"),

@@ -34,7 +34,7 @@ class Helper:
     directory: Path
     process: subprocess.Popen[bytes]
     client: UnpackClient
-    names: Iterator[int] = field(default_factory=lambda: iter(range(1, 1000)))
+    names: Iterator[int] = field(default_factory=lambda: iter(range(1, 100_000)))
 
     @property
     def snapshots(self) -> Path:

@@ -195,14 +195,6 @@ def test_malformed_pax_is_refused(records: bytes) -> None:
         read(data + archive(member("a")))
 
 
-def test_sparse_files_are_refused_by_name() -> None:
-    """A PAX sparse file is refused with its name; the GNU type is left for the layer to refuse."""
-    info, _ = member("hole", b"", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
-
-    with pytest.raises(InvalidArgument, match=r"'hole'.*sparse"):
-        read(archive((info, b""), style=tarfile.PAX_FORMAT))
-
-
 def test_old_archives_mark_directories_by_a_slash() -> None:
     """A v7 entry without a type is a directory if its name ends in a slash, else a file."""
     kinds = [read(archive(member(name, type=tarfile.AREGTYPE)))[0][0].kind for name in ("a", "a/")]

@@ -16,6 +16,7 @@ from image_svc.unpack import attributes, linux, tar
 from image_svc.unpack.disk import Disk, explain
 from image_svc.unpack.protocol import Limits
 from image_svc.unpack.ring import Ring
+from image_svc.unpack.sparse import Sparse
 from image_svc.unpack.stream import Stream
 from image_svc.unpack.tar import Entry, shown
 from image_svc.unpack.tree import Directory, components
@@ -104,8 +105,6 @@ class Layer:
             self._make_symlink(parent, base, entry)
         elif kind in _DEVICES:
             self._make_device(parent, base, entry)
-        elif kind == b"S":
-            raise InvalidArgument("sparse files are not supported")
         else:
             raise InvalidArgument(f"entries of type {shown(kind)} are not supported")
 
@@ -113,7 +112,9 @@ class Layer:
         mode = entry.mode & 0o777
         fd = self._disk.place(parent, base, lambda where: os.open(base, _CREATE, mode, dir_fd=where))
         try:
-            if entry.size:
+            if entry.sparse is not None:
+                _write_pieces(fd, entry.sparse, stream)
+            elif entry.size:
                 stream.copy(entry.size, fd)
             if entry.uid or entry.gid:
                 os.fchown(fd, entry.uid, entry.gid)
@@ -206,6 +207,15 @@ class Layer:
             child.opaque = True
         elif child is None:
             self._disk.white_out(parent, hidden)
+
+
+def _write_pieces(fd: int, sparse: Sparse, stream: Stream) -> None:
+    """Write what the archive holds of a file; the rest stays a hole."""
+    os.ftruncate(fd, sparse.size)
+    for offset, length in sparse.pieces:
+        os.lseek(fd, offset, os.SEEK_SET)
+        stream.pour(length, fd)
+    stream.skip_padding(sparse.stored)
 
 
 def unpack(ring: Ring, *, implicit: int, opaque: int, limits: Limits, algorithm: str) -> dict[str, Any]:

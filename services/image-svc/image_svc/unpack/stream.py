@@ -52,7 +52,7 @@ class Stream:
     def copy(self, size: int, output: int) -> None:
         """Write the next `size` bytes to a descriptor and skip what pads them to a block."""
         self.pour(size, output)
-        self._skip(-size % BLOCK)
+        self.skip_padding(size)
 
     def pour(self, size: int, output: int) -> None:
         """Write the next `size` bytes to a descriptor."""
@@ -66,6 +66,10 @@ class Stream:
     def skip(self, size: int) -> None:
         """Pass over `size` bytes and what pads them to a block."""
         self._skip(size + -size % BLOCK)
+
+    def skip_padding(self, size: int) -> None:
+        """Pass over what pads `size` bytes to a block."""
+        self._skip(-size % BLOCK)
 
     def drain(self) -> None:
         """Read to the end, so that the digest is that of everything."""

@@ -2,14 +2,16 @@
 
 Go's reading is the reference because every image was checked against it: records of a global PAX header are ignored,
 links, directories and devices carry no data whatever their size field says, and the archive ends at its first pair of
-zero blocks. GNU sparse files are refused by name.
+zero blocks.
 """
 
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from bulkhead.errors import InvalidArgument
+from bulkhead.errors import BulkheadError, InvalidArgument
+from image_svc.unpack import sparse
+from image_svc.unpack.sparse import Sparse
 from image_svc.unpack.stream import BLOCK, Stream
 
 _ZERO = bytes(BLOCK)
@@ -38,6 +40,8 @@ class Entry:
     link: bytes
     device: tuple[int, int]
     xattrs: dict[bytes, bytes]
+    #: For a file with holes, whose `size` is then what the archive holds of it.
+    sparse: Sparse | None = None
 
 
 @dataclass(slots=True)
@@ -48,6 +52,8 @@ class _Extra:
     link: bytes = b""
     records: dict[bytes, bytes] = field(default_factory=dict)
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    #: Those that tell of holes, in order, since some occur several times.
+    sparse: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
 def shown(name: bytes) -> str:
@@ -79,7 +85,9 @@ def entries(stream: Stream) -> Iterator[Entry]:
         entry = _entry(block, kind, size, owner)
         if extra is not None:
             _amend(entry, extra)
-            extra = None
+        if kind == b"S" or (extra is not None and extra.sparse):
+            _read_map(entry, block, extra, stream)
+        extra = None
         if entry.kind in b"\x007":  # v7, which marks directories by a slash; "contiguous", which no system makes
             entry.kind = DIRECTORY if kind == b"\0" and entry.name.endswith(b"/") else REGULAR
         if entry.kind in _WITHOUT_DATA:
@@ -192,19 +200,17 @@ def _read_records(data: bytes, extra: _Extra) -> None:
         elif key.startswith(_XATTR):
             extra.xattrs[key[len(_XATTR) :]] = value
         elif key.startswith(b"GNU.sparse."):
-            extra.records[b"GNU.sparse"] = value
+            extra.sparse.append((key, value))
         position = end
 
 
 def _amend(entry: Entry, extra: _Extra) -> None:
     records = extra.records
-    entry.name = records.get(b"path") or extra.name or entry.name
+    entry.name = sparse.name(dict(extra.sparse)) or records.get(b"path") or extra.name or entry.name
     entry.link = records.get(b"linkpath") or extra.link or entry.link
     entry.xattrs = extra.xattrs
     if b"\0" in entry.name or b"\0" in entry.link:
         raise InvalidArgument(f"entry {shown(entry.name)}: its PAX path holds a NUL")
-    if b"GNU.sparse" in records:
-        raise InvalidArgument(f"entry {shown(entry.name)}: sparse files are not supported")
     for key in (b"size", b"uid", b"gid"):
         if value := records.get(key):
             if not value.isdigit() or len(value) > 20:
@@ -212,6 +218,22 @@ def _amend(entry: Entry, extra: _Extra) -> None:
             setattr(entry, key.decode(), int(value))
     if value := records.get(b"mtime"):
         entry.mtime = _nanoseconds(value, entry.name)
+
+
+def _read_map(entry: Entry, block: bytes, extra: _Extra | None, stream: Stream) -> None:
+    """Read where the pieces of a file with holes lie, by its type or by the records before it."""
+    try:
+        if entry.kind == b"S":
+            entry.kind, entry.sparse = REGULAR, sparse.from_header(block, stream, _number)
+        elif extra is not None and entry.kind in b"\x000":
+            found = sparse.from_records(extra.sparse, stream, entry.size)
+            if found is not None:
+                entry.sparse, taken = found
+                entry.size -= taken
+        if entry.sparse is not None and entry.sparse.stored != entry.size:
+            raise InvalidArgument(f"its map of holes does not fit its {entry.size} bytes")
+    except BulkheadError as error:
+        raise type(error)(f"entry {shown(entry.name)}: {error}") from error
 
 
 def _nanoseconds(value: bytes, name: bytes) -> int:
