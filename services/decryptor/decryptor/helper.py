@@ -5,6 +5,7 @@ what it starts ever held a key of the decryptor's memory. Each order comes with 
 in a fork of its own, and gives its program nothing but the input, the environment and the time of the order.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -80,6 +81,8 @@ def _serve(sock: socket.socket) -> NoReturn:
     """Take orders until the decryptor is gone."""
     status = 1
     try:
+        # Collecting would write to every page that is shared with the decryptor.
+        gc.disable()
         # The listener of the metrics among them, which belongs to the decryptor.
         os.closerange(3, sock.fileno())
         os.closerange(sock.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
