@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from bulkhead.proto import images_pb2, images_pb2_grpc
 from support.image_service import USER, Service, service
 from support.images import Image, Layer, Pusher
 from support.registry import registry as run_registry
@@ -141,3 +142,19 @@ def test_failing_program_is_named(node: Service, provider: Provider, private: st
     provider.config.write_text("kind: [\n")
     assert f"{provider.config}:2: " in failure(node, f"{private}/team/app:1")
     assert PASSWORD not in node.log
+
+
+def test_explained(node: Service, provider: Provider, private: str) -> None:
+    """Asked for reasons, image-svc names host, rule and where the password comes from, and keeps it to itself."""
+    stub = images_pb2_grpc.ManagementStub(node.channel)
+    request = images_pb2.ExplainRequest(image=f"{private}/team/app:1", offline=True)
+    planned = stub.Explain(request, timeout=10, wait_for_ready=True)
+    found = stub.Explain(images_pb2.ExplainRequest(image=request.image), timeout=30)
+
+    (plan,), (host,) = planned.hosts, found.hosts
+    assert plan.credentials == host.credentials == "credential provider test-provider"
+    assert plan.source == "no host configuration: the registry itself"
+    assert (plan.result, host.result) == ("", f"has {found.digest}")
+    assert host.usable
+    assert PASSWORD not in str(found) + str(planned)
+    assert len(provider.calls) == 1
