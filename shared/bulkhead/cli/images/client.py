@@ -94,4 +94,7 @@ def socket_of(options: argparse.Namespace) -> Path:
     """Return image-svc's socket."""
     if options.socket:
         return Path(options.socket.removeprefix("unix://"))
-    return paths.service_socket(config.load(options.config).state, SERVICE)
+    try:
+        return paths.service_socket(config.load(options.config).state, SERVICE)
+    except PermissionDenied as error:
+        raise PermissionDenied(f"{error}; who may not read the configuration gives --socket") from error

@@ -251,3 +251,19 @@ def test_the_page_knows_every_verb_and_status() -> None:
     assert stated == {str(n) for n in (*range(9), 130)}
     for number in stated:
         assert f"| {number} |" in page
+
+
+def test_a_configuration_that_is_not_ours_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not read it is told of the other way to find the stack."""
+    import argparse
+
+    from bulkhead import config
+    from bulkhead.cli.images.client import socket_of
+    from bulkhead.errors import PermissionDenied
+
+    def refuse(path: object) -> None:
+        raise PermissionDenied(f"{path}: Permission denied")
+
+    monkeypatch.setattr(config, "load", refuse)
+    with pytest.raises(PermissionDenied, match=r"c\.toml: Permission denied; .* --socket"):
+        socket_of(argparse.Namespace(socket=None, config="c.toml"))

@@ -267,6 +267,40 @@ def test_pull_of_all_platforms(node: Station, multi: str, registry: FakeRegistry
     assert node.export(multi, platforms=pb.Platforms(all=True))
 
 
+def test_attestations_come_along(node: Station, registry: FakeRegistry, image: Image) -> None:
+    """What a builder attached to an index is no platform, but part of the whole, and goes where it goes."""
+    statement = b'{"_type": "https://in-toto.io/Statement/v0.1"}'
+    config = json.dumps(
+        {"architecture": "unknown", "os": "unknown", "rootfs": {"type": "layers", "diff_ids": []}}
+    ).encode()
+    attached = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": MEDIA["oci"]["manifest"],
+            "config": archives.entry(config, MEDIA["oci"]["config"]),
+            "layers": [archives.entry(statement, "application/vnd.in-toto+json")],
+        }
+    ).encode()
+    index = json.loads(archives.index_of([image]))
+    unknown = {"platform": {"os": "unknown", "architecture": "unknown"}}
+    index["manifests"].append({**archives.entry(attached, MEDIA["oci"]["manifest"]), **unknown})
+    registry.push("app", digest(image.manifest()), image)
+    registry.blobs |= {digest(blob): blob for blob in (config, statement)}
+    registry.push_manifest("app", digest(attached), attached, MEDIA["oci"]["manifest"])
+    registry.push_manifest("app", "1", index, MEDIA["oci"]["index"])
+    name = f"{registry.address}/app:1"
+
+    everything = pb.Platforms(all=True)
+    (*_, last) = pull(node, name, platforms=everything)
+    assert list(last.result.images[0].platforms) == ["linux/amd64"]
+    data = node.export(name, platforms=everything)
+    assert archives.untar(data)[archives.blob_name(digest(statement))] == statement
+    delete(node, name)
+    assert node.blobs() == set()
+    node.send(data, pb.ImportOptions(platforms=everything))
+    assert node.export(name, platforms=everything) == data
+
+
 def test_pull_of_another_platform(node: Station, multi: str) -> None:
     """It is content only; a later pull of the machine's own keeps both."""
     (*_, last) = pull(node, multi, platforms=pb.Platforms(names=["linux/arm64"]))
