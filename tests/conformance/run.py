@@ -94,7 +94,7 @@ def run(plan: Plan, place: Place) -> tuple[bool, Report]:
         fill(report, suite, plan, place, partial(_trouble, plan, stack) if troubled else None)
     verdict = report.judged()
     print(f"\n== {plan.title} ==\n{verdict.text()}", flush=True)
-    left = _leaks(before, Host.look(mark), mark, log.read_text())
+    left = _leaks(before, Host.look(mark), stack, log.read_text())
     for kind, items in left.items():
         print(f"LEFT BEHIND {kind}: {', '.join(items)}")
     return verdict.good and not left, report
@@ -150,16 +150,31 @@ def _serves(stack: Stack, service: str) -> bool:
         return False
 
 
-def _leaks(before: Host, after: Host, directory: str, log: str) -> dict[str, list[str]]:
-    """Return what the stack of `directory` left on the host, by kind; other stacks may come and go meanwhile."""
+def _leaks(before: Host, after: Host, stack: Stack, log: str) -> dict[str, list[str]]:
+    """Return what a stack left on the host, by kind; other stacks may come and go meanwhile.
+
+    Groups and addresses are its own where its log names the container or pod that had them.
+    """
     left = before.left_by(after)
-    left["mounts"] = [path for path in left.get("mounts", []) if path.startswith(directory)]
+    left["mounts"] = [path for path in left.get("mounts", []) if path.startswith(str(stack.directory))]
     groups = [(path, re.search("[0-9a-f]{64}", path)) for path in left.get("cgroups", [])]
     left["cgroups"] = [path for path, ident in groups if ident is not None and ident[0] in log]
+    left["addresses"] = list(_held_addresses(stack.number, log))
     # The bridge and the chains that all pods share belong to the CNI plugins' host side, which no DEL removes.
     left["links"] = [name for name in left.get("links", []) if not name.startswith("bh")]
     left["rules"] = [rule for rule in left.get("rules", []) if "CNI-HOSTPORT-" not in rule or "CNI-DN-" in rule]
     return {kind: items for kind, items in left.items() if items}
+
+
+def _held_addresses(number: int, log: str) -> Iterator[str]:
+    """Yield the IPv4 addresses that host-local keeps for pods of a log: a file each, the pod's id first."""
+    for file in Path(f"/run/bh{number}").rglob("*.*.*.*"):
+        try:
+            pod = file.read_text().partition("\r")[0]
+        except FileNotFoundError:
+            continue  # another stack's, freed meanwhile
+        if pod and pod in log:
+            yield file.name
 
 
 @contextmanager
