@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bulkhead import rpc
@@ -25,13 +25,49 @@ class Service:
     """A running image-svc with its helper."""
 
     directory: Path
-    process: "subprocess.Popen[bytes]"
+    config: Path
+    process: "subprocess.Popen[bytes]" = field(init=False)
+    helper: "subprocess.Popen[bytes]" = field(init=False)
 
     def __post_init__(self) -> None:
+        self.start_helper()
+        self.start()
         channel = rpc.channel(str(self.directory / "state/io.bulkhead/image-svc/grpc.sock"))
         self.channel = channel
         self.cri = cri_grpc.ImageServiceStub(channel)
         self.run = images_pb2_grpc.ImagesStub(channel)
+
+    def start(self) -> None:
+        """Start image-svc without privileges."""
+        drop = ["setpriv", f"--reuid={USER.pw_uid}", f"--regid={USER.pw_gid}", "--clear-groups", "--bounding-set=-all"]
+        self.process = self._spawn([*drop, str(BIN / "image-svc")])
+
+    def start_helper(self) -> None:
+        """Start the unpack helper."""
+        self.helper = self._spawn([str(BIN / "image-svc-unpack")])
+
+    def _spawn(self, command: list[str]) -> "subprocess.Popen[bytes]":
+        with (self.directory / "image-svc.log").open("ab") as log:
+            return subprocess.Popen([*command, "--config", str(self.config)], stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """Kill -9 image-svc and start it again, as its supervisor does."""
+        self.process.kill()
+        self.process.wait(10)
+        self.start()
+
+    def kill_helper(self) -> None:
+        """Kill -9 the unpack helper, whose workers die with it, and start it again."""
+        self.helper.kill()
+        self.helper.wait(10)
+        self.start_helper()
+
+    def kill_workers(self) -> None:
+        """Kill -9 what the helper has started."""
+        text = Path(f"/proc/{self.helper.pid}/task/{self.helper.pid}/children").read_text()
+        for pid in map(int, text.split()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def pull(self, image: str, **auth: str) -> str:
         """Pull an image and return its id."""
@@ -95,22 +131,16 @@ config_path = "{directory}/certs.d"
 @contextmanager
 def service(directory: Path, own: str = "", more: str = "") -> Iterator[Service]:
     """Run image-svc without privileges, and its helper."""
-    config = configure(directory, own, more)
-    log = (directory / "image-svc.log").open("ab")
-    helper = subprocess.Popen([BIN / "image-svc-unpack", "--config", config], stdout=log, stderr=log)
-    drop = ["setpriv", f"--reuid={USER.pw_uid}", f"--regid={USER.pw_gid}", "--clear-groups", "--bounding-set=-all"]
-    process = subprocess.Popen([*drop, BIN / "image-svc", "--config", config], stdout=log, stderr=log)
-    made = Service(directory, process)
+    made = Service(directory, configure(directory, own, more))
     try:
         yield made
     finally:
         made.channel.close()
-        for each in (process, helper):
+        for each in (made.process, made.helper):
             each.send_signal(signal.SIGTERM)
-        for each in (process, helper):
+        for each in (made.process, made.helper):
             try:
                 each.wait(10)
             except subprocess.TimeoutExpired:
                 each.kill()
                 each.wait(10)
-        log.close()

@@ -1,0 +1,138 @@
+"""Pulls that are cut, again and again, and pulls that want the same: every byte is fetched about once."""
+
+import os
+import random
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from support.fake_registry import FakeRegistry, Handler, fake_registry
+from support.image_service import Service, service
+from support.images import Image, Layer, digest
+
+pytestmark = pytest.mark.root
+
+PIECE = 64 * 1024
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Return a directory that every user may search."""
+    directory = Path(tempfile.mkdtemp(prefix="bhcuts"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+class Cutter:
+    """Serves one blob, slowly, and does something terrible at each of the offsets given."""
+
+    def __init__(self, blob: bytes, cuts: list[tuple[int, Callable[[], None] | None]]) -> None:
+        """`cuts` are offsets, each with what is killed there; None breaks the connection off."""
+        self._blob = blob
+        self._cuts = sorted(cuts, key=lambda cut: cut[0])
+        self._lock = threading.Lock()
+        self.sent = 0
+        self.ranges: list[int] = []
+
+    def serve(self, handler: Handler) -> bool:
+        """Answer from the byte asked for, up to the next cut."""
+        match = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("range", ""))
+        offset = int(match[1]) if match else 0
+        self.ranges.append(offset)
+        handler.send_response(206 if match else 200)
+        handler.send_header("Content-Length", str(len(self._blob) - offset))
+        if match:
+            handler.send_header("Content-Range", f"bytes {offset}-{len(self._blob) - 1}/{len(self._blob)}")
+        handler.end_headers()
+        while offset < len(self._blob):
+            end = min(offset + PIECE, len(self._blob))
+            if self._cuts and self._cuts[0][0] < end:
+                end = max(self._cuts[0][0], offset)
+                kill = self._cuts.pop(0)[1]
+                self._send(handler, offset, end)
+                if kill is None:
+                    return handler.break_off()
+                kill()
+            else:
+                self._send(handler, offset, end)
+            offset = end
+            time.sleep(0.001)  # what the client has not read yet when it is killed counts as fetched
+        return True
+
+    def _send(self, handler: Handler, offset: int, end: int) -> None:
+        handler.wfile.write(self._blob[offset:end])
+        with self._lock:
+            self.sent += end - offset
+
+
+def pull_like_a_kubelet(node: Service, name: str) -> int:
+    """Pull until it works; return how many times that was asked for."""
+    for count in range(1, 30):
+        try:
+            node.pull(name)
+        except grpc.RpcError:
+            time.sleep(0.2)
+        else:
+            return count
+    raise AssertionError(f"{name} is never pulled:\n{node.log[-4000:]}")
+
+
+@pytest.mark.parametrize("compression", ["plain", "gzip"])
+def test_ten_cuts(place: Path, own_network: None, compression: str) -> None:
+    """Connection, service, helper and worker die at random offsets, ten times: a tenth at most is fetched twice."""
+    seed = int.from_bytes(os.urandom(4), "big")
+    dice = random.Random(seed)
+    data = [(f"file{number}", dice.randbytes(3 << 20)) for number in range(8)]
+    layer = Layer()
+    for file, content in data:
+        layer.file(file, content)
+    image = Image([layer.tar()], compression=compression)
+    blob = image.blobs()[1][0]
+    with fake_registry() as fake, service(place) as node:
+        fake.push("app", "1", image)
+        kinds = [None, None, None, None, node.kill, node.kill, node.kill_helper, node.kill_helper]
+        kinds += [node.kill_workers] * 2
+        cutter = Cutter(blob, [(dice.randrange(len(blob)), kind) for kind in kinds])
+        fake.on(digest(blob), cutter.serve)
+
+        tries = pull_like_a_kubelet(node, f"{fake.address}/app:1")
+
+        assert tries <= 3, f"seed {seed}: only the service's own death is the kubelet's to notice\n{node.log[-3000:]}"
+        assert node.names() == [f"{fake.address}/app:1"]
+        assert cutter.sent <= 1.1 * len(blob), (seed, cutter.sent / len(blob), cutter.ranges)
+        (tree,) = (place / "root/io.bulkhead/snapshots").glob("[0-9]*/fs")
+        assert {path.name: path.read_bytes() for path in tree.iterdir()} == dict(data)
+
+
+@contextmanager
+def crowd(place: Path) -> Iterator[tuple[Service, FakeRegistry, list[str], set[str]]]:
+    """Yield a node with two unpack slots, a registry of 20 images made of 10 layers, their names, and the blobs."""
+    dice = random.Random(7)
+    layers = [Layer().file(f"file{n}", dice.randbytes(200_000)).tar() for n in range(10)]
+    with fake_registry() as fake, service(place, own="unpack_slots = 2") as node:
+        names, blobs = [], set()
+        for number in range(20):
+            image = Image(dice.sample(layers, 4), {"Labels": {"number": str(number)}})
+            fake.push("app", str(number), image)
+            names.append(f"{fake.address}/app:{number}")
+            blobs |= {digest(blob) for blob in image.blobs()[1]}
+        yield node, fake, names, blobs
+
+
+def test_twenty_overlapping_pulls(place: Path, own_network: None) -> None:
+    """With two slots for unpacking and twenty pulls at once, every blob is fetched once and every image is there."""
+    with crowd(place) as (node, fake, names, blobs), ThreadPoolExecutor(len(names)) as pool:
+        ids = list(pool.map(node.pull, names))
+
+        assert len(set(ids)) == len(names)
+        assert node.names() == sorted(names)
+        assert {blob: len(fake.asked(blob)) for blob in blobs} == dict.fromkeys(blobs, 1)
