@@ -15,6 +15,8 @@ from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from conformance.build import build
 from support.containerd import Containerd
 from support.image_service import USER, Service, service
+from support.pods import Pods
+from support.stack import Stack
 
 pytestmark = pytest.mark.root
 
@@ -182,3 +184,26 @@ def test_directory_that_may_not_be_read(node: Service, verifiers: Verifiers, reg
 
     shutil.rmtree(verifiers.bin)
     node.pull(f"{registry}/busybox:1")
+
+
+def test_revoked_image_makes_no_further_container(verifiers: Verifiers, registry: str) -> None:
+    """In a whole stack: what runs goes on, a new container of an image that was revoked meanwhile is refused."""
+    with Stack(registry, number=92, more=TABLE.format(verifiers.bin)) as stack:
+        image = f"{registry}/busybox:1"
+        pull = cri.PullImageRequest(image=cri.ImageSpec(image=image))
+        found = stack.image_service().PullImage(pull, timeout=60).image_ref
+        pods = Pods(stack.runtime_service(), found, stack.directory / "logs")
+        config = pods.config("verified")
+        pod = pods.run(config)
+        first = pods.start(pod, config, "first", "sleep 100")
+
+        verifiers.say("echo revoked; exit 1")
+        (verifiers.bin / "check").touch()
+        with pytest.raises(grpc.RpcError) as caught:
+            pods.create(pod, config, "second", "true")
+        assert caught.value.code() is grpc.StatusCode.UNKNOWN
+        assert f"SignatureValidationFailed: verifier check rejected image {image} " in (caught.value.details() or "")
+        with pytest.raises(grpc.RpcError) as again:
+            stack.image_service().PullImage(pull, timeout=60)
+        assert "revoked" in refused(again.value)
+        assert pods.status(first).state == cri.CONTAINER_RUNNING

@@ -60,13 +60,13 @@ class Verifier:
         with self._lock:
             if self._policy == policy and any(_key(candidate) in self._passed for candidate in candidates):
                 return None
-        refusal = SignatureValidationFailed("the image has no name that could be verified")
+        refusals: list[SignatureValidationFailed] = []
         for candidate in candidates:
             try:
                 return self.check(candidate, patience)
             except SignatureValidationFailed as error:
-                refusal = error
-        raise refusal
+                refusals.append(error)
+        raise refusals[0] if refusals else SignatureValidationFailed("the image has no name that could be verified")
 
     def _current(self) -> Policy | None:
         """Return the verifiers of this moment; what passed under others is forgotten."""

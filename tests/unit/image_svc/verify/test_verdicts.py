@@ -217,7 +217,7 @@ def test_one_name_that_passes_is_enough(programs: Programs, monkeypatch: pytest.
     programs.add("a", 1)
     verifier = programs.verifier()
     for _ in range(2):
-        with pytest.raises(SignatureValidationFailed, match=r"rejected image q\.io/other:1"):
+        with pytest.raises(SignatureValidationFailed, match=r"rejected image q\.io/app:1"):
             verifier.check_again([IMAGE, OTHER], patience())
     assert len(programs.calls) == 4
     with pytest.raises(SignatureValidationFailed, match="no name"):
