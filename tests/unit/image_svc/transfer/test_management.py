@@ -399,3 +399,39 @@ def test_a_pull_by_hand_and_the_kubelets_share(node: Station, multi: str, regist
         each.path for each in registry.asked("/blobs/") if each.path.rpartition("/")[2] != last.result.images[0].id
     ]
     assert len(layers) == len(set(layers))
+
+
+def test_an_encrypted_pull_without_its_key(tmp_path: Path, registry: FakeRegistry, image: Image) -> None:
+    """By hand the image is kept, to be pushed on or run by who brings a key; the kubelet's pull of it fails."""
+    from bulkhead.proto.runtime.v1 import api_pb2 as cri
+
+    for name, blob in encrypted(image).items():
+        if name.startswith("blobs/"):
+            registry.blobs[digest(blob)] = blob
+    body = next(blob for blob in registry.blobs.values() if b"+encrypted" in blob)
+    registry.push_manifest("enc", "1", body, MEDIA["oci"]["manifest"])
+    name = f"{registry.address}/enc:1"
+    with station(tmp_path, key_model="") as node:
+        request = cri.PullImageRequest(image=cri.ImageSpec(image=name))
+        assert code(lambda: node.cri.PullImage(request, timeout=10))[0] is grpc.StatusCode.FAILED_PRECONDITION
+        (*_, last) = pull(node, name)
+        assert "kept, but not unpacked" in last.result.warnings[0]
+        assert (node.listed(), node.unpack.trees) == ([], {})
+        node.blobs()
+        assert node.export(name)
+
+
+def test_discarded_layers(tmp_path: Path, image: Image) -> None:
+    """With discard_unpacked_layers an image cannot leave, unless somebody asked for its content to be kept."""
+    with station(tmp_path, discard_unpacked_layers=True) as node:
+        data = archives.tar(archives.oci(image))
+        node.send(data)
+        assert digest(image.blobs()[1][0]) not in node.blobs()
+        status, text = code(lambda: node.export("app:1"))
+        assert status is grpc.StatusCode.FAILED_PRECONDITION
+        assert all(digest(layer) in text for layer in image.blobs()[1])
+
+        node.send(data, pb.ImportOptions(no_unpack=True))
+        assert digest(image.blobs()[1][0]) in node.blobs()
+        assert node.export("app:1")
+        assert "docker.io/library/app:1" in node.listed()
