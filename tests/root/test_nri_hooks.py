@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def test_the_life_of_a_pod(sandbox: Sandbox, pods: Pods, plugins: Plugins) -> No
     pods.runtime.UpdatePodSandboxResources(
         cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=resources), timeout=10
     )
+    status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True), timeout=10)
+    assert json.loads(status.info["info"])["resources"] == {"linux": {"cpu_shares": 300}}
     container = pods.start(pod, config, "app", "sleep 1000", annotations={"who": "container"}, labels={"a": "b"})
     update(pods, container, cpu_shares=512)
     pods.stop(container)
@@ -152,6 +155,56 @@ def test_a_container_that_ends_by_itself(pods: Pods, plugins: Plugins) -> None:
     removals = [item for item in found[2:-1] if item[1] == never]
     assert removals == [("StopContainer", never), ("RemoveContainer", never)]
     assert [item for item in found if item[1] == ends] == [("StopContainer", ends), ("RemoveContainer", ends)]
+
+
+def test_nothing_shows_while_plugins_are_asked(pods: Pods, plugins: Plugins) -> None:
+    """A pod or container that a plugin may still refuse is in no list; a pod's containers end before it is stopped."""
+    slow = [f"{event}=0.7s" for event in ("RunPodSandbox", "CreateContainer", "StopPodSandbox")]
+    plugin = plugins.connect("10-slow", *[part for text in slow for part in ("-slow", text)])
+    config = pods.config("slow")
+    seen: list[tuple[str, int]] = []
+
+    def beside(event: str, work: Callable[[], Any], look: Callable[[], int]) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(work)
+            plugin.heard(event)
+            assert not done.done()
+            seen.append((event, look()))
+            return done.result(30)
+
+    def listed_pods() -> int:
+        return len(pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=5).items)
+
+    def listed(state: "cri.ContainerState") -> int:
+        found = pods.runtime.ListContainers(cri.ListContainersRequest(), timeout=5).containers
+        return sum(container.state == state for container in found)
+
+    pod = beside("RunPodSandbox", lambda: pods.run(config), listed_pods)
+    beside(
+        "CreateContainer",
+        lambda: pods.start(pod, config, "app", "sleep 1000"),
+        lambda: listed(cri.CONTAINER_CREATED),
+    )
+    stop = cri.StopPodSandboxRequest(pod_sandbox_id=pod)
+    beside(
+        "StopPodSandbox", lambda: pods.runtime.StopPodSandbox(stop, timeout=30), lambda: listed(cri.CONTAINER_EXITED)
+    )
+    assert seen == [("RunPodSandbox", 0), ("CreateContainer", 0), ("StopPodSandbox", 1)]
+
+
+def test_nothing_is_lost_while_a_plugin_is_synchronized(pods: Pods, plugins: Plugins) -> None:
+    """What is made meanwhile waits, and the plugin hears of it like of everything after."""
+    config = pods.config("race")
+    pod = pods.run(config)
+    before = pods.start(pod, config, "before", "sleep 1000")
+    with ThreadPoolExecutor(4) as pool:
+        plugin = plugins.connect("10-late", "-slow", "Synchronize=1s")
+        made = [pool.submit(pods.start, pod, config, f"during{n}", "sleep 1000") for n in range(3)]
+        during = [one.result(30) for one in made]
+    assert plugin.heard("Synchronize")["containers"] == [before]
+    plugin.heard("CreateContainer", 3)
+    asked = [line["container"]["id"] for line in plugin.lines if line["event"] == "CreateContainer"]
+    assert sorted(asked) == sorted(during)
 
 
 def test_every_adjustment_arrives(sandbox: Sandbox, pods: Pods, plugins: Plugins, tmp_path: Path) -> None:

@@ -5,10 +5,9 @@ import time
 from typing import Any
 
 import grpc
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
 
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc.checkpoint import go_json
 from sandbox_svc.node import Node
 from sandbox_svc.rpc import bundle
 from sandbox_svc.store import messages
@@ -61,9 +60,17 @@ def _pod_info(node: Node, pod: Pod) -> dict[str, str]:
             "runtimeType": node.runtimes.resolve(record.handler).handler.runtime_type,
             "cniResult": json.loads(networks[0]["result"]) if networks else None,
             **_runtime(node, record.handler, record.id),
-            "config": _json(record.config),
+            "overhead": _resources(record.config, "overhead"),
+            "resources": _resources(record.config, "resources"),
+            "config": go_json.plain(record.config),
         }
     )
+
+
+def _resources(config: cri.PodSandboxConfig, field: str) -> dict[str, Any] | None:
+    """Return a pod's overhead or sum of resources, as of the last UpdatePodSandboxResources."""
+    found = go_json.plain(config.linux).get(field)
+    return None if found is None else {"linux": found}
 
 
 def _container_info(node: Node, container: Container) -> dict[str, str]:
@@ -78,7 +85,7 @@ def _container_info(node: Node, container: Container) -> dict[str, str]:
             "snapshotter": _snapshotter(node, handler),
             "runtimeType": node.runtimes.resolve(handler).handler.runtime_type,
             **_runtime(node, handler, record.id),
-            "config": _json(record.config),
+            "config": go_json.plain(record.config),
         }
     )
 
@@ -94,10 +101,6 @@ def _runtime(node: Node, handler: str, ident: str) -> dict[str, Any]:
 
 def _snapshotter(node: Node, handler: str) -> str:
     return node.runtimes.resolve(handler).handler.snapshotter or node.config.images.snapshotter
-
-
-def _json(message: Message) -> dict[str, Any]:
-    return MessageToDict(message, preserving_proto_field_name=True)
 
 
 def _info(value: dict[str, Any]) -> dict[str, str]:
