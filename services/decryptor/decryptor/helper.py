@@ -7,6 +7,7 @@ in a fork of its own, and gives its program nothing but the input, the environme
 
 import gc
 import os
+import select
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -27,18 +28,25 @@ _GRACE = 10.0
 class Helper:
     """The decryptor's end."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket, pid: int) -> None:
+        self._sock, self.pid = sock, pid
+        # Now: later the filter forbids it.
+        self._pidfd = os.pidfd_open(pid)
 
     @classmethod
     def fork(cls) -> "Helper":
         """Start the helper; while this process has one thread and no key."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if os.fork() == 0:
+        pid = os.fork()
+        if pid == 0:
             ours.close()
             _serve(theirs)
         theirs.close()
-        return cls(ours)
+        return cls(ours, pid)
+
+    def alive(self) -> bool:
+        """Whether the helper goes on; there is no starting another one."""
+        return not select.select([self._pidfd], [], [], 0)[0]
 
     def run(self, args: Sequence[str], *, input: bytes, timeout: float, env: Mapping[str, str] | None = None) -> bytes:
         """Run a program to its end and return its output; BulkheadError with its complaint if it fails."""

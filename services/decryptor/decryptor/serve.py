@@ -42,11 +42,13 @@ def start(loaded: Config, option: str | None, helper: Helper) -> tuple[grpc.Serv
         enabled=bool(loaded.images.key_model),
     )
     desk.keyring.publish()
-    Watch(places, desk.reload).start()
+    Watch(places, desk.reload, helper.alive).start()
     face = listener.inherited(os.environ)
     port = loaded.bulkhead.metrics_ports.get("decryptor", -1)
     metrics.serve("decryptor", list, port=port, listener=face, notes=desk.complaints)
     path = str(paths.service_socket(loaded.state, "decryptor"))
+    # Before the socket beside it is replaced: another decryptor may be serving there.
+    rpc.refuse_live(path)
     sessions = Sessions(str(paths.layer_socket(loaded.state)), desk, _callers(loaded.bulkhead.users))
     # The directory's set-group-id bit gives the sockets the group of their callers.
     server = rpc.server(lambda made: keys_pb2_grpc.add_KeysServicer_to_server(Keys(desk), made), path, 0o660)

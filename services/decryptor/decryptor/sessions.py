@@ -14,6 +14,7 @@ from bulkhead.rpc import TEXT_LIMIT
 from decryptor import grants, stream
 from decryptor.audit import LAYERS
 from decryptor.desk import Desk
+from decryptor.unwrap import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ class Sessions:
             code = "OK"
         except BulkheadError as error:
             code = error.name
+            if not isinstance(error, Refused):  # which the audit has
+                logger.warning("%s: %s", verb, error)
             raise
         except OSError:
             code = "INVALID_ARGUMENT"

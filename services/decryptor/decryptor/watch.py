@@ -4,6 +4,7 @@ Looked at, not listened to: inotify sees neither what a link leads to nor that a
 """
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -22,10 +23,15 @@ _SETTLE = 0.2
 
 
 class Watch:
-    """Calls `changed` when the key files did, or at SIGHUP, which must be blocked in every thread."""
+    """Calls `changed` when the key files did, or at SIGHUP, which must be blocked in every thread.
 
-    def __init__(self, places: list[tuple[Path, str]], changed: Callable[[], None]) -> None:
-        self._places, self._changed = places, changed
+    Ends the process when `alive` says that its helper is gone: only a new one has a new helper.
+    """
+
+    def __init__(
+        self, places: list[tuple[Path, str]], changed: Callable[[], None], alive: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._places, self._changed, self._alive = places, changed, alive
         self._seen = files.signature(places)
 
     def start(self) -> None:
@@ -47,6 +53,9 @@ class Watch:
     def _run(self) -> None:
         while True:
             asked = signal.sigtimedwait([signal.SIGHUP], INTERVAL)
+            if not self._alive():
+                logger.critical("the helper is gone: the decryptor ends, to be started with a new one")
+                os._exit(1)
             try:
                 if asked:
                     logger.info("SIGHUP: the keys are read anew")
