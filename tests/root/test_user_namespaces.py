@@ -73,6 +73,7 @@ def test_status_says_which_handlers_map_ids(sandbox: Sandbox) -> None:
     answer = sandbox.stub().Status(cri.StatusRequest(), timeout=10)
     features = {handler.name: handler.features.user_namespaces for handler in answer.runtime_handlers}
     assert features == {"": True, "runc": True, "crun": crun_maps_ids(), "silent": False}
+    assert answer.features.user_namespaces_host_network
     assert not usermap.supported(Path("/proc"))
 
 

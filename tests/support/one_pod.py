@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from bulkhead.config.model import Bulkhead, Nri
+from bulkhead.config.model import Bulkhead, Config, Nri
 from bulkhead.errors import NotFound
 from bulkhead.proto import shim_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
@@ -119,6 +119,7 @@ def one_pod(tmp_path: Path) -> Iterator[Any]:
         return tmp_path / ident[:1]
 
     node = SimpleNamespace(
+        config=Config(),
         nri=without_plugins(model, bundles, background),
         exec_plugins=Chain(Bulkhead(nri_exec_conf_path="", nri_exec_conf_dir="")),
         checkpoints=UnderWay(),

@@ -12,6 +12,7 @@ from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.oci.annotations import passed_through
 from sandbox_svc.oci.model import Device
+from sandbox_svc.oci.resources import updated
 from sandbox_svc.oci.spec import container_spec, sandbox_spec
 from support.specs import TableHost, container_input, host_facts, sandbox_input
 
@@ -71,6 +72,19 @@ def test_huge_pages() -> None:
     strict = Runtime(disable_hugetlb_controller=False, tolerate_missing_hugetlb_controller=False)
     with pytest.raises(FailedPrecondition, match="hugetlb"):
         container_spec(container_input(config=config, runtime=strict, facts=missing))
+
+
+def test_huge_pages_of_an_update() -> None:
+    """An update changes the limits of the page sizes that it names, under the same conditions as a creation."""
+    wanted = cri.LinuxContainerResources()
+    wanted.hugepage_limits.add(page_size="2MB", limit=8 << 20)
+    on, before = Runtime(disable_hugetlb_controller=False), [{"pageSize": "1GB", "limit": 0}]
+    found = updated({"hugepageLimits": before, "devices": []}, wanted, host_facts(), on)
+    assert found == {"hugepageLimits": [*before, {"pageSize": "2MB", "limit": 8 << 20}], "devices": []}
+    again = updated(found, cri.LinuxContainerResources(cpu_shares=2), host_facts(), on)
+    assert again["hugepageLimits"] == found["hugepageLimits"]
+    assert updated({}, wanted, host_facts(), Runtime()) == {}
+    assert updated({}, wanted, host_facts(hugetlb=False), on) == {}
 
 
 def test_impossible_limits_are_refused() -> None:

@@ -1,6 +1,7 @@
 """Cgroup path and limits, and the OOM score."""
 
 import posixpath
+from collections.abc import Mapping
 
 from bulkhead.config.model import Runtime, RuntimeHandler
 from bulkhead.errors import FailedPrecondition, InvalidArgument
@@ -55,12 +56,13 @@ def apply_to_container(spec: Json, request: ContainerInput) -> None:
     for member, values in (("cpu", _cpu(wanted)), ("memory", _memory(wanted, request.facts))):
         if values:
             found[member] = {**found.get(member, {}), **values}
-    _hugepages(found, wanted, request)
+    if pages := _hugepages(wanted, request.runtime, request.facts):
+        found["hugepageLimits"] = _pages(pages)
     if wanted.unified:
         found["unified"] = {**found.get("unified", {}), **wanted.unified}
 
 
-def updated(found: Json, wanted: cri.LinuxContainerResources, facts: HostFacts) -> Json:
+def updated(found: Json, wanted: cri.LinuxContainerResources, facts: HostFacts, runtime: Runtime) -> Json:
     """Return a spec's linux.resources with the limits of an update merged in; a zero leaves what is there."""
     merged = dict(found)
     for member, values in (
@@ -70,6 +72,9 @@ def updated(found: Json, wanted: cri.LinuxContainerResources, facts: HostFacts) 
     ):
         if values:
             merged[member] = {**found.get(member, {}), **values}
+    if pages := _hugepages(wanted, runtime, facts):
+        known = {limit["pageSize"]: limit["limit"] for limit in found.get("hugepageLimits", ())}
+        merged["hugepageLimits"] = _pages(known | pages)
     return merged
 
 
@@ -110,14 +115,19 @@ def _memory(wanted: cri.LinuxContainerResources, facts: HostFacts) -> Json:
     return values
 
 
-def _hugepages(found: Json, wanted: cri.LinuxContainerResources, request: ContainerInput) -> None:
-    if request.runtime.disable_hugetlb_controller or not wanted.hugepage_limits:
-        return
-    if not request.facts.hugetlb:
-        if not request.runtime.tolerate_missing_hugetlb_controller:
+def _hugepages(wanted: cri.LinuxContainerResources, runtime: Runtime, facts: HostFacts) -> dict[str, int]:
+    """Return the limits of huge pages by page size, none where the configuration or the node's kernel has none."""
+    if runtime.disable_hugetlb_controller or not wanted.hugepage_limits:
+        return {}
+    if not facts.hugetlb:
+        if not runtime.tolerate_missing_hugetlb_controller:
             raise FailedPrecondition(
                 "linux.resources.hugepage_limits: this node has no hugetlb cgroup controller "
                 "(tolerate_missing_hugetlb_controller = true ignores such limits)"
             )
-        return
-    found["hugepageLimits"] = [{"pageSize": limit.page_size, "limit": limit.limit} for limit in wanted.hugepage_limits]
+        return {}
+    return {limit.page_size: limit.limit for limit in wanted.hugepage_limits}
+
+
+def _pages(limits: Mapping[str, int]) -> list[Json]:
+    return [{"pageSize": size, "limit": limit} for size, limit in limits.items()]

@@ -17,10 +17,14 @@ def status(node: Node, request: cri.StatusRequest, context: grpc.ServicerContext
         cri.RuntimeCondition(type="RuntimeReady", status=True),
         cri.RuntimeCondition(type="NetworkReady", status=network.ready, reason=network.reason, message=network.message),
     ]
+    handlers = _handlers(node)
     return cri.StatusResponse(
         status=cri.RuntimeStatus(conditions=conditions),
-        runtime_handlers=_handlers(node),
-        features=cri.RuntimeFeatures(supplemental_groups_policy=True),
+        runtime_handlers=handlers,
+        features=cri.RuntimeFeatures(
+            supplemental_groups_policy=True,
+            user_namespaces_host_network=any(handler.features.user_namespaces for handler in handlers),
+        ),
         info={"config": json.dumps(_shown(node), default=str)} if request.verbose else None,
     )
 

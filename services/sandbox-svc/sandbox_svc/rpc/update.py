@@ -24,7 +24,7 @@ def update_container_resources(
     """
     validate.no_nul(request, "")
     container = node.model.container(request.container_id)
-    before = functools.partial(updated, wanted=request.linux, facts=node.facts)
+    before = functools.partial(updated, wanted=request.linux, facts=node.facts, runtime=node.config.runtime)
     with container.operation, node.nri.operation():
         limits.require_changeable(container)
         wanted = node.nri.updating(container, request.linux)
