@@ -41,6 +41,8 @@ class Case:
     #: "plain" is busybox with nothing but a Cmd, "full" the image of `IMAGE`.
     image: str = "plain"
     handler: str = ""
+    #: False for containers that this machine cannot run: their specs are compared when they have been created.
+    started: bool = True
 
 
 def cases(scratch: Path, registry: str) -> list[Case]:
@@ -50,6 +52,32 @@ def cases(scratch: Path, registry: str) -> list[Case]:
         for config in case.containers.values():
             config.image.image = f"{registry}/oracle-{case.image}:oracle"
     return found
+
+
+def apparmor(registry: str) -> Case:
+    """Return a pod that chooses every kind of AppArmor profile, by the new field and by the old one.
+
+    Both runtimes must be told that there is AppArmor, with the profile `mine` loaded.
+    """
+    case = _case("apparmor", container())
+    case.started = False
+    case.pod.linux.security_context.privileged = True
+    new = cri.SecurityProfile
+    for name, wanted in (
+        ("default", new(profile_type=new.RuntimeDefault)),
+        ("unconfined", new(profile_type=new.Unconfined)),
+        ("localhost", new(profile_type=new.Localhost, localhost_ref="mine")),
+        ("localhost-prefixed", new(profile_type=new.Localhost, localhost_ref="localhost/mine")),
+    ):
+        case.containers.setdefault(name, container()).linux.security_context.apparmor.CopyFrom(wanted)
+        privileged = case.containers.setdefault(f"privileged-{name}", container()).linux.security_context
+        privileged.privileged = True
+        privileged.apparmor.CopyFrom(wanted)
+    for name, old in (("old-default", "runtime/default"), ("old-none", "unconfined"), ("old-own", "localhost/mine")):
+        case.containers.setdefault(name, container()).linux.security_context.apparmor_profile = old
+    for config in case.containers.values():
+        config.image.image = f"{registry}/oracle-{case.image}:oracle"
+    return case
 
 
 def _plain(_scratch: Path) -> Case:
@@ -287,6 +315,31 @@ def _annotations(_scratch: Path) -> Case:
     return case
 
 
+def _cdi(_scratch: Path) -> Case:
+    """Ask for CDI devices by field, by annotation, by both, and as another user."""
+    case = _case("cdi", container(annotations={"cdi.k8s.io/plugin": "oracle.test/dev=full"}))
+    case.containers["field"] = container(CDI_devices=[cri.CDIDevice(name="oracle.test/dev=zero")])
+    both = case.containers["both"] = container(annotations={"cdi.k8s.io/plugin": "oracle.test/dev=full"})
+    for name in ("zero", "full", "zero"):
+        both.CDI_devices.add(name=f"oracle.test/dev={name}")
+    both.linux.security_context.run_as_user.value = 1000
+    both.linux.security_context.run_as_group.value = 2000
+    both.linux.security_context.supplemental_groups.append(4444)
+    both.devices.add(host_path="/dev/null", container_path="/dev/vendor-zero", permissions="r")
+    return case
+
+
+def _blockio(_scratch: Path) -> Case:
+    """Ask for block I/O classes: the pod for all, the pod for one, and one for itself."""
+    case = _case("blockio", container())
+    case.containers["named"] = container()
+    case.containers["own"] = container(annotations={"io.kubernetes.cri.blockio-class": "light"})
+    case.containers["none"] = container(annotations={"io.kubernetes.cri.blockio-class": ""})
+    prefix = "blockio.resources.beta.kubernetes.io"
+    case.pod.annotations.update({f"{prefix}/pod": "slow", f"{prefix}/container.named": "light"})
+    return case
+
+
 _BUILDERS: tuple[Callable[[Path], Case], ...] = (
     _plain,
     _kubelet,
@@ -306,6 +359,8 @@ _BUILDERS: tuple[Callable[[Path], Case], ...] = (
     _mounts,
     _terminal,
     _annotations,
+    _cdi,
+    _blockio,
 )
 
 

@@ -39,6 +39,57 @@ privileged_without_host_devices_all_devices_allowed = true
 BinaryName = "/usr/sbin/runc"
 """
 
+#: Devices with every kind of edit that this machine's runtimes know.
+CDI = {
+    "cdiVersion": "0.7.0",
+    "kind": "oracle.test/dev",
+    "containerEdits": {"env": ["ORACLE=1", "PATH=/oracle:/bin"], "additionalGids": [4444, 0, 5555]},
+    "devices": [
+        {
+            "name": "zero",
+            "containerEdits": {
+                "deviceNodes": [{"path": "/dev/vendor-zero", "hostPath": "/dev/zero", "permissions": "r"}],
+                "mounts": [{"hostPath": "/usr/share", "containerPath": "/vendor/share", "options": ["rbind", "ro"]}],
+            },
+        },
+        {
+            "name": "full",
+            "containerEdits": {
+                "env": ["FULL=yes"],
+                "deviceNodes": [{"path": "/dev/full", "uid": 7, "gid": 0}, {"path": "/dev/null"}],
+                "mounts": [{"hostPath": "tmpfs", "containerPath": "/vendor", "type": "tmpfs", "options": ["ro"]}],
+                "hooks": [{"hookName": "createRuntime", "path": "/bin/true", "args": ["true"], "timeout": 5}],
+            },
+        },
+    ],
+}
+CLASSES = """
+[plugins."io.containerd.service.v1.tasks-service"]
+blockio_config_file = "{path}"
+"""
+BLOCKIO = """
+Classes:
+  slow:
+  - Devices: [{disk}]
+    ThrottleReadBps: 50M
+    ThrottleWriteBps: 1.5Mi
+    ThrottleReadIOPS: 10k
+    ThrottleWriteIOPS: 5k
+  light:
+  - Devices: [{disk}]
+    ThrottleWriteBps: 1G
+"""
+#: Shows a program a kernel with AppArmor, in a mount namespace of its own.
+APPARMOR = """set -e
+mount -t tmpfs tmpfs /sys/module && mkdir -p /sys/module/apparmor/parameters
+echo Y > /sys/module/apparmor/parameters/enabled
+mount -t tmpfs tmpfs /sys/kernel/security && mkdir /sys/kernel/security/apparmor
+printf 'cri-containerd.apparmor.d (enforce)\\nmine (enforce)\\n' > /sys/kernel/security/apparmor/profiles
+mkdir -p "$0/parser" && ln -sf /bin/false "$0/parser/apparmor_parser"
+mount -t overlay overlay -o "lowerdir=$0/parser:/usr/sbin" /usr/sbin
+exec "$@"
+"""
+
 #: As moby and podman write profiles, with members that runtime-spec does not know.
 PROFILE = {
     "defaultAction": "SCMP_ACT_ALLOW",
@@ -77,7 +128,7 @@ class Runtime:
             ids = {"": pod}
             for name, wanted in case.containers.items():
                 ids[name] = self._start(case, wanted, name, config, ids)
-            raw = {name: self._spec(ident) for name, ident in ids.items()}
+            raw = {name: self._spec(ident, case.started or not name) for name, ident in ids.items()}
             names = self._names(ids, raw[""])
             return {f"{case.name}/{name}".rstrip("/"): _renamed(spec, names) for name, spec in raw.items()}
         finally:
@@ -94,11 +145,15 @@ class Runtime:
         created = self.stub.CreateContainer(
             cri.CreateContainerRequest(pod_sandbox_id=ids[""], config=config, sandbox_config=pod), timeout=60
         )
-        self.stub.StartContainer(cri.StartContainerRequest(container_id=created.container_id), timeout=60)
+        if case.started:
+            self.stub.StartContainer(cri.StartContainerRequest(container_id=created.container_id), timeout=60)
         return str(created.container_id)
 
-    def _spec(self, id: str) -> Any:
-        """Return the config.json that the OCI runtime was given."""
+    def _spec(self, id: str, started: bool) -> Any:
+        """Return the config.json that the OCI runtime was given, or is to be given."""
+        if not started:
+            request = cri.ContainerStatusRequest(container_id=id, verbose=True)
+            return json.loads(self.stub.ContainerStatus(request, timeout=60).info["info"])["runtimeSpec"]
         return json.loads(Path(self.bundles.format(id=id), "config.json").read_text())
 
     def _names(self, ids: dict[str, str], pause: Any) -> dict[str, str]:
@@ -167,23 +222,41 @@ def oracle(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A containerd 2.x built from its module beside a stack of ours, both with runc, and what the pods need."""
     if shutil.which("runc") is None:
         pytest.skip("runc is not installed")
+    scratch = tmp_path_factory.mktemp("oracle")
+    with ExitStack() as stack:
+        stack.enter_context(_prepared(scratch))
+        peer, own = stack.enter_context(_both(registry, scratch))
+        yield Oracle(_containerd(peer), _bulkhead(own), {c.name: c for c in cases.cases(scratch, registry)})
+    assert _left_by(str(peer.directory), str(own.directory), str(scratch)) == []
+
+
+@contextmanager
+def _both(registry: str, scratch: Path, wrapper: tuple[str, ...] = ()) -> Iterator[tuple[Containerd, Stack]]:
+    """Run both with the same options and images; `wrapper` starts each."""
     binary = build("containerd")["containerd"]
     pusher = images.Pusher(registry)
     pusher.image("oracle-plain", "oracle", images.busybox())
     pusher.image("oracle-full", "oracle", images.busybox(**cases.IMAGE))
-    scratch = tmp_path_factory.mktemp("oracle")
-    with ExitStack() as stack:
-        stack.enter_context(_prepared(scratch))
-        peer = stack.enter_context(
-            Containerd(registry, str(binary), str(binary.parent), number=98, more=_special("io.containerd.grpc.v1.cri"))
-        )
-        own = stack.enter_context(Stack(registry, number=97, more=_special("io.containerd.cri.v1.runtime")))
+    runtime = f'cdi_spec_dirs = ["{scratch}/cdi"]'
+    classes = CLASSES.format(path=scratch / "blockio.yaml")
+    peer = Containerd(
+        registry,
+        str(binary),
+        str(binary.parent),
+        number=98,
+        runtime=runtime,
+        more=_special("io.containerd.grpc.v1.cri") + classes,
+        wrapper=wrapper,
+    )
+    own = Stack(
+        registry, number=97, runtime=runtime, more=_special("io.containerd.cri.v1.runtime") + classes, wrapper=wrapper
+    )
+    with peer, own:
         for service in (peer.image_service(), own.image_service()):
             for name in ("pause:1", "oracle-plain:oracle", "oracle-full:oracle"):
                 image = cri.ImageSpec(image=f"{registry}/{name}")
                 service.PullImage(cri.PullImageRequest(image=image), timeout=120)
-        yield Oracle(_containerd(peer), _bulkhead(own), {c.name: c for c in cases.cases(scratch, registry)})
-    assert _left_by(str(peer.directory), str(own.directory), str(scratch)) == []
+        yield peer, own
 
 
 def _left_by(*directories: str) -> list[str]:
@@ -234,6 +307,10 @@ def _prepared(scratch: Path) -> Iterator[None]:
     (scratch / "link").symlink_to("volume")
     (scratch / "hosts").write_text("127.0.0.1 localhost\n")
     (scratch / "profile.json").write_text(json.dumps(PROFILE))
+    (scratch / "cdi").mkdir()
+    (scratch / "cdi" / "oracle.json").write_text(json.dumps(CDI))
+    disks = sorted(str(path) for path in Path("/dev").iterdir() if path.is_block_device() and not path.is_symlink())
+    (scratch / "blockio.yaml").write_text(BLOCKIO.format(disk=disks[0]))
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(shared)], check=True, timeout=10)
     try:
         subprocess.run(["mount", "--make-rshared", str(shared)], check=True, timeout=10)
@@ -276,3 +353,20 @@ def test_no_stale_entries(oracle: Oracle) -> None:
         compare.unlisted(oracle.compare(name), listed)
     stale = [entry.path for entry in listed if not entry.seen]
     assert not stale, f"no pod shows {stale} any more: {os.fspath(compare.LIST)}"
+
+
+def test_apparmor(registry: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where the kernel has AppArmor, or says so, every choice of a profile becomes what containerd makes of it."""
+    if Path("/sys/module/apparmor").exists():
+        pytest.skip("probe: /sys/module/apparmor is there, and the runtimes would ask the kernel for these profiles")
+    scratch = tmp_path_factory.mktemp("apparmor")
+    with ExitStack() as stack:
+        stack.enter_context(_prepared(scratch))
+        wrapper = ("unshare", "--mount", "--propagation", "private", "sh", "-c", APPARMOR, str(scratch))
+        peer, own = stack.enter_context(_both(registry, scratch, wrapper))
+        oracle = Oracle(_containerd(peer), _bulkhead(own), {"apparmor": cases.apparmor(registry)})
+        found = compare.unlisted(oracle.compare("apparmor"), compare.load())
+        asked = oracle.bulkhead.specs(oracle.cases["apparmor"])
+    assert not found, "\n".join(["not in tests/oracle/differences.toml:", *map(str, found)])
+    profiles = {subject: spec["process"].get("apparmorProfile") for subject, spec in asked.items()}
+    assert set(profiles.values()) == {None, "mine", "cri-containerd.apparmor.d"}

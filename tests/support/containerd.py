@@ -30,6 +30,7 @@ socket_path = "{directory}/nri/run/nri.sock"
 sandbox_image = "{pause}"
 restrict_oom_score_adj = true
 netns_mounts_under_state_dir = true
+{runtime}
 [plugins."io.containerd.grpc.v1.cri".containerd]
 default_runtime_name = "{default}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
@@ -55,6 +56,10 @@ class Containerd:
     number: int = 99
     default: str = "runc"
     more: str = ""
+    #: Options of the CRI's own table.
+    runtime: str = ""
+    #: What starts it: a program and arguments that end in running the rest.
+    wrapper: tuple[str, ...] = ()
     #: The pause image's reference; "" for the registry's pause:1.
     pause: str = ""
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bhctd")))
@@ -80,7 +85,9 @@ class Containerd:
         (hosts / "hosts.toml").write_text(f'server = "http://{self.registry}"\n')
         (self.directory / "cni" / "10-test.conflist").write_text(network(f"bhc{self.number}", self.number))
         pause = self.pause or f"{self.registry}/pause:1"
-        text = _CONFIG.format(directory=self.directory, pause=pause, default=self.default, more=self.more)
+        text = _CONFIG.format(
+            directory=self.directory, pause=pause, default=self.default, more=self.more, runtime=self.runtime
+        )
         (self.directory / "config.toml").write_text(text)
         self.start()
         return self
@@ -89,7 +96,7 @@ class Containerd:
         """Start containerd and wait until its CRI answers."""
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self.binary, "--config", str(self.directory / "config.toml")],
+                [*self.wrapper, self.binary, "--config", str(self.directory / "config.toml")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

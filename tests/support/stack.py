@@ -91,6 +91,8 @@ class Stack:
     images: str = ""
     runtime: str = ""
     more: str = ""
+    #: What starts it: a program and arguments that end in running the rest.
+    wrapper: tuple[str, ...] = ()
     #: The pause image's reference; "" for the registry's pause:1.
     pause: str = ""
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bh")))
@@ -140,7 +142,7 @@ class Stack:
         """Start the stack and wait until the runtime and the network are ready."""
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [str(BIN / "bulkhead"), "up", "--config", str(self.config)],
+                [*self.wrapper, str(BIN / "bulkhead"), "up", "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
