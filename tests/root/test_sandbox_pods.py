@@ -423,9 +423,9 @@ def test_rpcs_that_are_not_built_say_so(sandbox: Sandbox) -> None:
     """UNIMPLEMENTED with the RPC's name."""
     stub = sandbox.stub()
     with pytest.raises(grpc.RpcError) as caught:
-        stub.CheckpointContainer(cri.CheckpointContainerRequest(), timeout=5)
+        stub.CheckpointPod(cri.CheckpointPodRequest(), timeout=5)
     assert code(caught) is grpc.StatusCode.UNIMPLEMENTED
-    assert details(caught) == "CheckpointContainer is not implemented"
+    assert details(caught) == "CheckpointPod is not implemented"
 
 
 def test_limits_change_in_place(sandbox: Sandbox, pods: Pods) -> None:

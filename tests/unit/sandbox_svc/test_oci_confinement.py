@@ -317,6 +317,21 @@ def test_apparmor_must_be_possible() -> None:
         container_spec(container_input(config=config))
 
 
+def test_apparmor_turned_off() -> None:
+    """With disable_apparmor a container runs without a profile, and one that names a profile is refused."""
+    facts, runtime = host_facts(apparmor=True, host=TableHost(profiles={"mine"})), Runtime(disable_apparmor=True)
+    config = plain()
+    request = container_input(config=config, facts=facts, runtime=runtime)
+    assert "apparmorProfile" not in container_spec(request)["process"]
+    for text in ("unconfined", "runtime/default", "localhost/mine"):
+        config.linux.security_context.apparmor_profile = text
+        if text == "unconfined":
+            assert "apparmorProfile" not in container_spec(request)["process"]
+        else:
+            with pytest.raises(FailedPrecondition, match="AppArmor"):
+                container_spec(request)
+
+
 def test_default_apparmor_profile() -> None:
     """The profile names itself, its daemon, and stands without the distribution's includes."""
     bare = apparmor_default.profile("mine", lambda _path: False)
