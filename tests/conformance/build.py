@@ -24,6 +24,8 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
     "nriplugin": {"nriplugin": (".", "nri_no_wasm")},
     "nriexec": {"nriexec": (".", "")},
     "ocicrypt": {"ocicrypt": (".", "")},
+    # Debian packages stargz-snapshotter's client alone; this serves the module's own snapshotter.
+    "stargz": {"stargz": (".", "")},
     "imgcrypt": {
         "ctd-decoder": ("github.com/containerd/imgcrypt/cmd/ctd-decoder", ""),
         "ctr-enc": ("github.com/containerd/imgcrypt/cmd/ctr", ""),

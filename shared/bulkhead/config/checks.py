@@ -25,6 +25,16 @@ def absolute(value: Any) -> str:
     return "" if good else 'expected an absolute path without ".."'
 
 
+def exports(value: Any) -> str:
+    """The table holds strings, and its `root`, if any, is an absolute path other than "/"."""
+    if not all(isinstance(item, str) for item in value.values()):
+        return "expected strings by name"
+    root = value.get("root", "")
+    if root and (root.rstrip("/") != root or absolute(root)):
+        return 'expected root to be an absolute path without ".." and without "/" at its end'
+    return ""
+
+
 def port(value: Any) -> str:
     """The string is a TCP port; "0" picks a free one."""
     good = value.isascii() and value.isdigit() and int(value) <= 65535

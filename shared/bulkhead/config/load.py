@@ -83,6 +83,7 @@ def _assemble(values: dict[KeyPath, Any], path: str) -> model.Config:
         dataclasses.replace(model.StreamProcessor(id=name), **content)
         for name, content in tree.pop("stream_processors", {}).items()
     )
+    proxies = {name: model.ProxyPlugin(**content) for name, content in tree.pop("proxy_plugins", {}).items()}
     runtimes = tree.setdefault("runtime", {}).pop("runtimes", {})
     runtimes.setdefault("runc", {})
     if "default" in runtimes and "default_runtime_name" not in tree["runtime"]:
@@ -95,8 +96,12 @@ def _assemble(values: dict[KeyPath, Any], path: str) -> model.Config:
     if registry.get("mirrors") and "config_path" not in registry:
         registry["config_path"] = ()  # as containerd: mirrors count only where no config_path is set
     config = _fill(model.Config(), tree)
+    platforms = config.images.runtime_platforms
     handlers = {
-        name: _fill(model.RuntimeHandler(name=name), {k: v for k, v in content.items() if v != ""})
+        name: _fill(
+            model.RuntimeHandler(name=name, snapshotter=platforms.get(name, "")),
+            {k: v for k, v in content.items() if v != ""},
+        )
         for name, content in runtimes.items()
     }
     return dataclasses.replace(
@@ -105,6 +110,7 @@ def _assemble(values: dict[KeyPath, Any], path: str) -> model.Config:
         root=Path(root) / SUBDIRECTORY,
         state=Path(state) / SUBDIRECTORY,
         stream_processors=processors,
+        proxy_plugins=proxies,
         runtime=dataclasses.replace(config.runtime, runtimes=handlers),
     )
 
@@ -139,6 +145,11 @@ def _check_whole(config: model.Config, origins: dict[str, str]) -> None:
     if config.images.registry.mirrors and config.images.registry.config_path:
         where = origins["images.registry.config_path"]
         raise InvalidArgument(f"{where}: registry.config_path and registry.mirrors exclude each other")
+    for name, plugin in config.proxy_plugins.items():
+        if plugin.snapshotter and (not plugin.address or name in ("overlayfs", "native")):
+            where = origins.get(f"proxy_plugins.{name}.type", "")
+            wrong = "has no address" if not plugin.address else "has the name of a built-in snapshotter"
+            raise InvalidArgument(f"{where}: proxy_plugins.{name} {wrong}")
     ports = [port for port in config.bulkhead.metrics_ports.values() if port > 0]
     if len(set(ports)) != len(ports):
         raise InvalidArgument("bulkhead.metrics_ports: two services have the same port")

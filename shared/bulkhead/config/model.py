@@ -11,6 +11,7 @@ from typing import Any
 from bulkhead.config.plugins import ImageVerifier as ImageVerifier
 from bulkhead.config.plugins import Nri as Nri
 from bulkhead.config.plugins import NriValidator as NriValidator
+from bulkhead.config.plugins import ProxyPlugin as ProxyPlugin
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,14 @@ class Images:
     discard_unpacked_layers: bool = False
     max_concurrent_downloads: int = 3
     image_pull_progress_timeout: float = 300.0
+    #: Whether or not: what is pulled is always synced before it counts.
     image_pull_with_sync_fs: bool = False
     stats_collect_period: float = 10.0
     #: name -> reference; "sandbox" is the pause image.
     pinned_images: dict[str, str] = field(default_factory=lambda: {"sandbox": "registry.k8s.io/pause:3.10.2"})
     registry: Registry = field(default_factory=Registry)
+    #: `runtime_platforms.<handler>.snapshotter`; it has gone into the handlers that name none of their own.
+    runtime_platforms: dict[str, str] = field(default_factory=dict)
     #: `image_decryption.key_model`: "node", or "" for no decryption.
     key_model: str = "node"
 
@@ -264,6 +268,20 @@ class Config:
     images: Images = field(default_factory=Images)
     streaming: Streaming = field(default_factory=Streaming)
     stream_processors: tuple[StreamProcessor, ...] = ()
+    proxy_plugins: dict[str, ProxyPlugin] = field(default_factory=dict)
     nri: Nri = field(default_factory=Nri)
     image_verifier: ImageVerifier = field(default_factory=ImageVerifier)
     bulkhead: Bulkhead = field(default_factory=Bulkhead)
+
+    def snapshotter_of(self, handler: str) -> str:
+        """Return the snapshotter of a runtime handler's images and containers; a handler without one has the node's."""
+        known = self.runtime.runtimes.get(handler or self.runtime.default_runtime_name)
+        return (known and known.snapshotter) or self.images.snapshotter
+
+    def exports_of(self, snapshotter: str) -> Path | None:
+        """Return the directory that a proxy snapshotter's mounts lie below; None for one of Bulkhead's own.
+
+        "" is the node's snapshotter.
+        """
+        plugin = self.proxy_plugins.get(snapshotter or self.images.snapshotter)
+        return plugin.root if plugin is not None and plugin.snapshotter else None

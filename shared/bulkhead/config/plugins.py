@@ -1,6 +1,7 @@
 """The options of containerd's plugins beside the CRI's own; part of `bulkhead.config.model`."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,24 @@ class ImageVerifier:
     max_verifiers: int = 10
     #: Seconds.
     per_verifier_timeout: float = 10.0
+
+
+@dataclass(frozen=True)
+class ProxyPlugin:
+    """`[proxy_plugins.<name>]`: a plugin of containerd's that is a program of its own, called on a unix socket."""
+
+    #: "snapshot" is what Bulkhead calls; plugins of other types are left alone.
+    type: str = ""
+    address: str = ""
+    #: Free-form; `root` is the directory below which a snapshotter's mounts lie.
+    exports: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def snapshotter(self) -> bool:
+        """Whether it is one."""
+        return self.type in ("snapshot", "io.containerd.snapshotter.v1")
+
+    @property
+    def root(self) -> Path | None:
+        """The directory that its snapshots lie below, None where the file does not say."""
+        return Path(self.exports["root"]) if self.exports.get("root") else None

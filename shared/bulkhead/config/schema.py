@@ -10,6 +10,7 @@ from bulkhead.config.checks import (
     above,
     absolute,
     at_least,
+    exports,
     key_model,
     log_format,
     log_level,
@@ -223,7 +224,9 @@ PLUGINS_V3: dict[str, Table] = {
         **_IMAGES,
         **_PULL,
         "pinned_images": Each(Option("str", "images.pinned_images.*")),
-        "runtime_platforms": Each({"platform": Option("str"), "snapshotter": Option("str")}),
+        "runtime_platforms": Each(
+            {"platform": Option("str"), "snapshotter": Option("str", "images.runtime_platforms.*")}
+        ),
         "stats_collect_period": Option("seconds", "images.stats_collect_period", check=at_least(0)),
     },
     "io.containerd.cri.v1.runtime": {
@@ -270,7 +273,15 @@ TOP: Table = {
     },
     "metrics": {"address": Option("str"), "grpc_histogram": Option("bool")},
     "cgroup": {"path": Option("str")},
-    "proxy_plugins": Each({"type": Option("str"), "address": Option("str"), "platform": Option("str")}),
+    "proxy_plugins": Each(
+        {
+            "type": Option("str", "proxy_plugins.*.type"),
+            "address": Option("str", "proxy_plugins.*.address", check=absolute),
+            "platform": Option("str"),
+            "capabilities": Option("strs"),
+            "exports": Option("table", "proxy_plugins.*.exports", check=exports),
+        }
+    ),
     "timeouts": Option("table"),
     "stream_processors": Each(
         {
