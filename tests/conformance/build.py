@@ -23,6 +23,7 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
     "hardware": {"hardware": (".", "")},
     "nriplugin": {"nriplugin": (".", "nri_no_wasm")},
     "nriexec": {"nriexec": (".", "")},
+    "nrigenerate": {"nrigenerate": (".", "nri_no_wasm")},
     "ocicrypt": {"ocicrypt": (".", "")},
     # Debian packages stargz-snapshotter's client alone; this serves the module's own snapshotter.
     "stargz": {"stargz": (".", "")},
