@@ -5,12 +5,14 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
 from bulkhead import command
 from bulkhead.errors import BulkheadError
+from decryptor import landlock
 from support.keeper import Keeper
 
 pytestmark = pytest.mark.root
@@ -21,6 +23,7 @@ from decryptor.helper import Helper
 helper = Helper.fork()
 for line in sys.stdin:
     order = json.loads(line)
+    helper.hidden = tuple(order.get("hidden", ()))
     if order.get("end"):
         os.kill(helper.pid, 9)
         while helper.alive(): pass
@@ -33,7 +36,7 @@ for line in sys.stdin:
 """
 
 
-def ask(*orders: dict[str, object]) -> list[dict[str, str]]:
+def ask(*orders: Mapping[str, object]) -> list[dict[str, str]]:
     """Have a helper of its own carry out orders, one after the other; return its answers."""
     import json
 
@@ -57,6 +60,23 @@ def test_a_program_gets_its_order_alone() -> None:
     assert "A" in names
     assert names <= {"A", "PATH", "LANG", "TZ"}
     assert answers[2]["out"].split() == ["0", "1", "2", "3"]  # the last is the listing's own
+
+
+@pytest.mark.skipif(not landlock.available(), reason="this kernel has no Landlock")
+def test_programs_cannot_read_the_keys(tmp_path: Path) -> None:
+    """What stands beside the key directory a program reads; what is in it, however reached, it does not."""
+    keys = tmp_path / "state" / "keys"
+    (keys / "deep").mkdir(parents=True)
+    for path in (keys / "node.pem", keys / "deep" / "b.pem", tmp_path / "state" / "other"):
+        path.write_text("content")
+    (tmp_path / "link").symlink_to(keys)
+    hidden = [str(tmp_path / "link")]
+    wanted = (keys / "node.pem", keys / "deep" / "b.pem", tmp_path / "link" / "node.pem", tmp_path / "state" / "other")
+    programs = [*(["cat", str(path)] for path in wanted), ["ls", str(keys)], ["sh", "-c", f"cd {keys} && cat node.pem"]]
+    answers = ask(*({"args": program, "hidden": hidden} for program in programs))
+
+    assert [answer.get("out") for answer in answers] == [None, None, None, "content", None, None]
+    assert all("Permission denied" in answer["error"] for answer in answers if "out" not in answer)
 
 
 def test_a_failing_program_shows_its_complaint_only() -> None:
@@ -115,6 +135,7 @@ def test_a_decryptor_without_its_helper_ends(keeper: Keeper) -> None:
 
     assert keeper.process.wait(10) == 1
     assert "the helper is gone" in keeper.log
+    assert "Landlock" not in keeper.log
     keeper.process = None
 
 

@@ -209,7 +209,7 @@ def test_the_sockets_owner_is_honoured() -> None:
 
 
 def test_keys_are_read_anew_on_sighup(stack: SmallStack) -> None:
-    """SIGHUP starts the decryptor anew with the key directory as it is now."""
+    """SIGHUP gives the decryptor the key directory as it is now."""
     stack.start()
     (stack.directory / "keys" / "new.pem").write_text("no key")
     assert stack.process is not None

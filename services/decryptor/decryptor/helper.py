@@ -16,6 +16,7 @@ from typing import NoReturn
 from bulkhead import command, seqpacket
 from bulkhead.errors import BulkheadError, InvalidArgument, Unavailable, from_code
 from bulkhead.launch.title import set_title
+from decryptor import landlock
 
 #: Bytes that a program may be given, and may write: a wrapped key with its envelope.
 LIMIT = 4 * 1024 * 1024
@@ -30,6 +31,8 @@ class Helper:
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self._sock, self.pid = sock, pid
+        #: Directories that no program may read: where the decryptor's keys are, whose user it runs as.
+        self.hidden: tuple[str, ...] = ()
         # Now: later the filter forbids it.
         self._pidfd = os.pidfd_open(pid)
 
@@ -56,7 +59,7 @@ class Helper:
         with ours, theirs:
             given, taken = _memory(input), _memory(b"")
             try:
-                order = {"args": list(args), "env": dict(env or {}), "timeout": timeout}
+                order = {"args": list(args), "env": dict(env or {}), "timeout": timeout, "hidden": self.hidden}
                 try:
                     seqpacket.send(self._sock, order, (theirs.fileno(), given, taken))
                     theirs.close()
@@ -122,10 +125,23 @@ def _carry_out(order: dict[str, object], fds: list[int]) -> NoReturn:
     try:
         reply, given, taken = fds
         with socket.socket(fileno=reply) as connection:
-            seqpacket.send(connection, _outcome(order, given, taken))
+            seqpacket.send(connection, _hide(order) or _outcome(order, given, taken))
         status = 0
     finally:
         os._exit(status)
+
+
+def _hide(order: dict[str, object]) -> dict[str, object] | None:
+    """Keep the keys from what is about to be started, where the kernel can; return the answer if that went wrong."""
+    hidden = order["hidden"]
+    assert isinstance(hidden, list)
+    if not hidden or not landlock.available():
+        return None
+    try:
+        landlock.hide(hidden)
+    except OSError as error:
+        return {"error": f"the keys cannot be kept from programs: {error.strerror}", "code": 13}
+    return None
 
 
 def _outcome(order: dict[str, object], given: int, taken: int) -> dict[str, object]:

@@ -13,7 +13,7 @@ from bulkhead import log, metrics, paths, rpc
 from bulkhead.config.model import Config
 from bulkhead.processors import decoder_environment
 from bulkhead.proto import keys_pb2_grpc
-from decryptor import confinement, files, hardening, listener
+from decryptor import confinement, files, hardening, landlock, listener
 from decryptor.desk import Desk
 from decryptor.helper import Helper
 from decryptor.keyring import Keyring
@@ -31,9 +31,13 @@ def start(loaded: Config, option: str | None, helper: Helper) -> tuple[grpc.Serv
     log.setup("decryptor", loaded.debug.level, loaded.debug.format)
     if trouble := hardening.lock_memory():
         logger.warning("%s", trouble)
+    # Before the filter, which does not let this process ask.
+    if not landlock.available():
+        logger.warning("the kernel has no Landlock: programs of key providers could read the keys' files")
     if trouble := confinement.install():
         logger.warning("%s", trouble)
     places = files.sources(option, os.environ, loaded.bulkhead.decryption_keys_path)
+    helper.hidden = tuple(str(place) for place, _ in places)
     desk = Desk(
         functools.partial(_read, places),
         tools=Tools(_environment(loaded, os.environ), helper),
