@@ -42,8 +42,9 @@ vm-test: setup-test setup-vm $(VENV)/.installed-dev
 suite-test: setup-test $(VENV)/.installed-dev
 	$(CRITEST) --runtime runc-1.5
 
-# The same with each runtime. KILL=image-svc kills that service before each spec; ARGS='--remove-images' removes every
-# image before each, ARGS='--peer containerd' holds it against containerd, ARGS='--runtime crun --focus Streaming' narrows it.
+# The same with each runtime. With crun: KILL=image-svc kills that service before each spec, ARGS='--remove-images' removes
+# every image before each. ARGS='--peer containerd' holds it against containerd, ARGS='--runtime crun --focus Streaming'
+# narrows it.
 conformance: setup-test $(VENV)/.installed-dev
 	$(CRITEST) $(if $(KILL),--kill $(KILL)) $(ARGS)
 
