@@ -4,6 +4,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -136,3 +137,43 @@ def test_twenty_overlapping_pulls(place: Path, own_network: None) -> None:
         assert len(set(ids)) == len(names)
         assert node.names() == sorted(names)
         assert {blob: len(fake.asked(blob)) for blob in blobs} == dict.fromkeys(blobs, 1)
+
+
+@pytest.fixture
+def small(place: Path) -> Iterator[Path]:
+    """Return a directory on an ext4 of its own of 24 MB."""
+    place.chmod(0o711)
+    disk = place / "disk"
+    with disk.open("wb") as file:
+        file.truncate(24 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(disk)], check=True, timeout=30)
+    mounted = place / "small"
+    mounted.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(disk), str(mounted)], check=True, timeout=30)
+    yield mounted
+    subprocess.run(["umount", str(mounted)], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("dense", [True, False], ids=["the blob", "the files"])
+def test_a_full_disk(small: Path, own_network: None, dense: bool) -> None:
+    """A pull that fills the disk says how much is missing, gives back what it took, and others go on."""
+    content = random.Random(1).randbytes(30 << 20) if dense else bytes(40 << 20)
+    big = Image([Layer().file("big", content).tar(), Layer().file("other", "x").tar()])
+    fits = Image([Layer().file("small", "y").tar()])
+    with fake_registry() as fake, service(small) as node:
+        fake.push("big", "1", big)
+        fake.push("fits", "1", fits)
+        free = os.statvfs(small).f_bfree
+
+        with pytest.raises(grpc.RpcError, match=r"No space left.*at least (\d+) bytes are missing on") as caught:
+            node.pull(f"{fake.address}/big:1")
+
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        missing = int(re.findall(r"at least (\d+) bytes", str(caught.value.details()))[0])
+        assert 0 < missing < len(content) * 2
+        deadline = time.monotonic() + 20
+        while os.statvfs(small).f_bfree < free - 400 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert os.statvfs(small).f_bfree >= free - 400  # blocks of 1 or 4 KiB: records and manifests
+        node.pull(f"{fake.address}/fits:1")
+        assert node.names() == [f"{fake.address}/fits:1"]

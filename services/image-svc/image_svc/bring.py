@@ -23,7 +23,7 @@ from image_svc.shared_jobs import Jobs, all_done
 from image_svc.store import Layer, NewImage, NewLayer, Store
 from image_svc.turns import Turns
 from image_svc.unpack.client import UnpackClient
-from image_svc.unpack.protocol import Limits
+from image_svc.unpack.protocol import DiskFull, Limits
 from image_svc.writeback import Writeback
 
 #: Downloads of one pull at once where the configuration sets no limit.
@@ -85,10 +85,14 @@ class Bringer:
                 shown.state, shown.received = LayerState.PRESENT, shown.size
         telemetry.LAYERS.labels("present").inc(len(image.layers) - len(missing))
         slots = threading.Semaphore(self._config.images.max_concurrent_downloads or _UNLIMITED)
-        with ExitStack() as stack:
-            jobs = self._unpack_all(missing, _Pull(origin, slots, patience, progress, image.names[0], purpose), stack)
-            progress.state = PullState.COMMITTING
-            self._commit(image, documents, jobs, patience)
+        pull = _Pull(origin, slots, patience, progress, image.names[0], purpose)
+        try:
+            with ExitStack() as stack:
+                jobs = self._unpack_all(missing, pull, stack)
+                progress.state = PullState.COMMITTING
+                self._commit(image, documents, jobs, patience)
+        except DiskFull as error:
+            raise DiskFull(f"{error}; {self._shortage(progress)}") from error
         telemetry.LAYERS.labels("unpacked").inc(len(missing))
 
     def keep(self, blobs: Mapping[str, int], patience: Patience) -> None:
@@ -152,6 +156,16 @@ class Bringer:
         with self.jobs.join(("blob", layer.digest), make, patience) as (download, mine):
             assert isinstance(download, Download)
             yield download, mine
+
+    def _shortage(self, progress: Progress) -> str:
+        """Say how much room a pull that met a full disk still needs, as far as can be known: layers grow unpacked."""
+        wanted = 0
+        for layer in progress.layers:
+            if layer.state not in (LayerState.PRESENT, LayerState.UNPACKED):
+                wanted += (layer.size - layer.received) + (layer.size - layer.unpacked)
+        found = os.statvfs(self._config.root)
+        missing = max(wanted - found.f_bavail * found.f_frsize, found.f_frsize)
+        return f"at least {missing} bytes are missing on the file system of {self._config.root}"
 
     # Commit
 

@@ -175,8 +175,18 @@ class Content:
             return False
         return True
 
-    def store(self, digest: str, data: bytes, *, durable: bool = True) -> None:
-        """Store a small blob whose digest was checked; `durable` leaves nothing to a later sync."""
+    def stage(self, digest: str, data: bytes) -> None:
+        """Store a small blob, whose digest was checked, as a partial file that is whole: `keep` makes it a blob."""
+        path = self._ingest / f"{digest.replace(':', '-')}.{threading.get_ident()}"
+        try:
+            path.write_bytes(data)
+            path.rename(self.partial(digest))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def store(self, digest: str, data: bytes) -> None:
+        """Store a small blob whose digest was checked, durably."""
         if self.has(digest, len(data)):
             return
         path = self._ingest / f"{digest.replace(':', '-')}.{threading.get_ident()}"
@@ -185,14 +195,12 @@ class Content:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
-                if durable:
-                    os.fdatasync(fd)
+                os.fdatasync(fd)
             path.rename(self.path(digest))
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        if durable:
-            fsync_directory(self.path(digest).parent)
+        fsync_directory(self.path(digest).parent)
 
     def quarantine(self, digest: str) -> bool:
         """Put a blob that proved damaged aside, for the collector to remove later; False if there is none."""

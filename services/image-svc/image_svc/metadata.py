@@ -95,19 +95,24 @@ class Finder:
     def _kept(self, digest: str) -> bytes | None:
         """Return a small blob that is here and sound; it stays until the pull ends."""
         self._lease.claim(digest)
-        if not self._content.has(digest):
-            return None
+        staged = not self._content.has(digest)
+        path = self._content.partial(digest) if staged else self._content.path(digest)
         try:
-            data = self._content.read(digest)
+            data = path.read_bytes()
             digests.verify(data, digest, "content store")
-        except (FileNotFoundError, DataLoss) as error:
-            logger.warning("fetching %s again: %s", digest, error)
-            self._content.remove(digest)
+        except FileNotFoundError:
             return None
+        except DataLoss as error:
+            if not staged:
+                logger.warning("fetching %s again: %s", digest, error)
+                self._content.quarantine(digest)
+            return None
+        if staged:
+            self.fetched[digest] = len(data)
         return data
 
     def _keep(self, digest: str, data: bytes) -> None:
-        self._content.store(digest, data, durable=False)
+        self._content.stage(digest, data)
         self.fetched[digest] = len(data)
 
 

@@ -2,7 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 from bulkhead.metrics import stage
@@ -23,6 +25,7 @@ from image_svc.reference import Reference
 from image_svc.registry.registries import Registries
 from image_svc.registry.repository import Descriptor
 from image_svc.store import NewImage
+from image_svc.unpack.protocol import DiskFull
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ class Puller:
         shown = self.pulls.shown(progress or Progress(image))
         with shown as progress, telemetry.PULLING.track_inprogress(), telemetry.outcome(f"pull of {name}"):
             repository = self._registries.repository(name, auth)
-            with repository.held(), self._leases.lease() as lease:
+            with repository.held(), self._freeing(progress), self._leases.lease() as lease:
                 with stage("pull_resolve"):
                     target = repository.resolve(patience)
                 size = self._take(name, target, repository, lease, patience, purpose, progress)
@@ -133,6 +136,16 @@ class Puller:
         with stage("pull_layers"):
             self._bringer.bring(_image(name, found), finder.fetched, place, patience, progress, purpose)
         return found.manifest.size
+
+    @contextmanager
+    def _freeing(self, progress: Progress) -> Iterator[None]:
+        """Give back what a pull took that met a full disk, unless another pull wants it; others keep it for a retry."""
+        try:
+            yield
+        except DiskFull:
+            for layer in progress.layers:
+                self._leases.unless_claimed(layer.digest, partial(self._content.drop_partial, layer.digest))
+            raise
 
     def _authorised(self, name: Reference, found: Found, place: Place, purpose: Purpose, patience: Patience) -> None:
         if found.manifest.encrypted:

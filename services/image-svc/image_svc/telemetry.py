@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from prometheus_client import Counter, Gauge
 
 from bulkhead.errors import BulkheadError, Internal, ResourceExhausted
+from image_svc.unpack.protocol import DiskFull
 
 PULLS = Counter(
     "bulkhead_image_pulls_total", "Image pulls by outcome: ok, or the error's code in lower case.", ["outcome"]
@@ -47,6 +48,7 @@ def outcome(what: str) -> Iterator[None]:
 
 def disk_failure(what: str, error: OSError) -> BulkheadError:
     """Return the error for a failed file operation: a full disk is ResourceExhausted, the rest is Internal."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    kinds: dict[int | None, type[BulkheadError]] = {errno.ENOSPC: DiskFull, errno.EDQUOT: DiskFull}
+    kinds[errno.EFBIG] = ResourceExhausted
     file = f"{error.filename}: " if error.filename else ""
-    return (ResourceExhausted if full else Internal)(f"{what}: {file}{error.strerror or error}")
+    return kinds.get(error.errno, Internal)(f"{what}: {file}{error.strerror or error}")

@@ -4,6 +4,5 @@
 UNHONOURED = frozenset(
     {
         "images.disable_snapshot_annotations",
-        "images.image_pull_with_sync_fs",
     }
 )

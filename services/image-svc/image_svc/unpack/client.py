@@ -11,7 +11,7 @@ from typing import Any
 
 from bulkhead import seqpacket
 from bulkhead.errors import DeadlineExceeded, Unavailable, from_code
-from image_svc.unpack.protocol import Limits, Unpacked
+from image_svc.unpack.protocol import DiskFull, Limits, Unpacked
 
 #: Seconds beyond a limit the helper itself keeps before its silence counts as a failure.
 GRACE = 15.0
@@ -142,5 +142,6 @@ class UnpackClient:
         if answer is None:
             raise UnpackerGone(f"unpack helper ended during {request['op']}")
         if failure := answer.get("error"):
-            raise from_code(int(failure["code"]), str(failure["message"]))
+            text = str(failure["message"])
+            raise DiskFull(text) if failure.get("full") else from_code(int(failure["code"]), text)
         return dict(answer["ok"])

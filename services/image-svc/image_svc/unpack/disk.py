@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from bulkhead.errors import BulkheadError, Internal, InvalidArgument, ResourceExhausted
 from image_svc.unpack import linux, removal
-from image_svc.unpack.protocol import Limits
+from image_svc.unpack.protocol import DiskFull, Limits
 from image_svc.unpack.tar import shown
 from image_svc.unpack.tree import Directory, Tree
 
@@ -142,8 +142,8 @@ def _is_whiteout(found: os.stat_result) -> bool:
 
 
 _ERRORS: dict[int | None, type[BulkheadError]] = {
-    errno.ENOSPC: ResourceExhausted,
-    errno.EDQUOT: ResourceExhausted,
+    errno.ENOSPC: DiskFull,
+    errno.EDQUOT: DiskFull,
     errno.EFBIG: ResourceExhausted,
     errno.EMLINK: ResourceExhausted,
     errno.E2BIG: ResourceExhausted,

@@ -38,6 +38,7 @@ class Layer:
         self._limits = limits
         self._disk = Disk(limits)
         self._ignored_xattrs = 0
+        self._xattr_bytes = 0
 
     def read(self, stream: Stream) -> None:
         """Unpack every entry of the stream; an error names the entry."""
@@ -90,10 +91,20 @@ class Layer:
         longest = self._limits.path_length
         if len(entry.name) > longest:
             raise ResourceExhausted(f"path is {len(entry.name)} bytes long, at most {longest} are allowed")
+        if entry.xattrs:
+            self._count_xattrs(entry.xattrs)
         if entry.size < 0:
             raise InvalidArgument(f"size is {entry.size}")
         if not (0 <= entry.uid < 0xFFFFFFFF and 0 <= entry.gid < 0xFFFFFFFF):  # -1 means "no change" to chown(2)
             raise InvalidArgument(f"owner {entry.uid}:{entry.gid} is not from 0 to 4294967294")
+
+    def _count_xattrs(self, xattrs: dict[bytes, bytes]) -> None:
+        self._xattr_bytes += sum(len(name) + len(value) for name, value in xattrs.items())
+        limits = self._limits
+        if len(xattrs) > limits.xattrs:
+            raise ResourceExhausted(f"{len(xattrs)} extended attributes, at most {limits.xattrs} are allowed")
+        if self._xattr_bytes > limits.xattr_bytes:
+            raise ResourceExhausted(f"layer has more than {limits.xattr_bytes} bytes of extended attributes")
 
     def _make_special(self, parent: Directory, base: bytes, entry: Entry) -> None:
         kind = entry.kind

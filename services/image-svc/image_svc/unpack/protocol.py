@@ -16,12 +16,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from bulkhead.errors import InvalidArgument
+from bulkhead.errors import InvalidArgument, ResourceExhausted
 
 #: overlayfs stacks at most 500 lower layers (OVL_MAX_STACK, fs/overlayfs/params.h); images stay below 128.
 MAX_LAYERS = 500
 
 _NAME = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class DiskFull(ResourceExhausted):
+    """There is no room left for what is to be written; unlike other limits, one that an administrator can raise."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,11 @@ class Limits:
     #: Bytes of one path within the layer (PATH_MAX is 4096 with its NUL), and its components.
     path_length: int = 4095
     path_depth: int = 256
-    #: Seconds from request to answer.
+    #: Seconds from request to answer, and of processor time in each of the two processes.
     seconds: float = 1800.0
+    #: Extended attributes of one entry, and bytes of all their names and values in the layer.
+    xattrs: int = 256
+    xattr_bytes: int = 64 * 1024**2
 
     def within(self, bound: "Limits") -> "Limits":
         """Return these limits, each lowered to `bound` where it is higher."""

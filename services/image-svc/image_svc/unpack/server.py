@@ -1,6 +1,7 @@
 """The helper's one thread: takes orders, starts workers, and waits for whatever happens first."""
 
 import contextlib
+import errno
 import logging
 import os
 import selectors
@@ -21,6 +22,7 @@ from bulkhead.errors import (
     ResourceExhausted,
 )
 from image_svc.unpack.operations import Answer, Operations, Request, Running
+from image_svc.unpack.protocol import DiskFull
 from image_svc.unpack.worker import Step, Worker
 
 logger = logging.getLogger(__name__)
@@ -184,7 +186,8 @@ class Server:
         except BulkheadError as error:
             self._end(job, error)
         except OSError as error:
-            self._end(job, Internal(f"{job.request.fields.get('op')} of snapshot {job.snapshot}: {error}"))
+            kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else Internal
+            self._end(job, kind(f"{job.request.fields.get('op')} of snapshot {job.snapshot}: {error}"))
         except Exception as error:
             logger.exception("operation failed")
             self._end(job, Internal(f"unpack helper: {type(error).__name__}: {error}"))
@@ -216,7 +219,8 @@ class Server:
 
     def _reply(self, connection: socket.socket, outcome: Answer | BulkheadError) -> None:
         if isinstance(outcome, BulkheadError):
-            message: Answer = {"error": {"code": outcome.code, "message": str(outcome)}}
+            full = isinstance(outcome, DiskFull)
+            message: Answer = {"error": {"code": outcome.code, "message": str(outcome), "full": full}}
         else:
             message = {"ok": outcome}
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from bulkhead.errors import Aborted, BulkheadError, Internal, ResourceExhausted, from_code
 from image_svc.unpack import confine
+from image_svc.unpack.protocol import DiskFull
 
 #: Bytes of an answer; a pipe holds as many (pipe(7)), so the worker never waits for the helper to read.
 ANSWER_LIMIT = 60_000
@@ -131,7 +132,8 @@ def _parse(raw: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(raw)
         if (failure := answer.get("error")) is not None:
-            raise from_code(int(failure["code"]), str(failure["message"])[:2000])
+            text = str(failure["message"])[:2000]
+            raise DiskFull(text) if failure.get("full") is True else from_code(int(failure["code"]), text)
         return dict(answer["ok"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Internal("unpack worker gave no answer") from error
@@ -157,7 +159,7 @@ def _attempt(
         confine.enter(confinement, answer, parent)
         return {"ok": work()}
     except BulkheadError as error:
-        return {"error": {"code": error.code, "message": str(error)}}
+        return {"error": {"code": error.code, "message": str(error), "full": isinstance(error, DiskFull)}}
     except MemoryError:
         size = confinement.memory // (1024 * 1024)
         return {"error": {"code": ResourceExhausted.code, "message": f"unpacking takes more than {size} MiB of memory"}}
