@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import grpc
 import pytest
 
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from conformance.build import build
 from support.images import Image, Pusher, busybox_layer
 from support.pods import Pods
 from support.stack import Stack
@@ -28,12 +30,33 @@ SPEC = {
                 "mounts": [
                     {"hostPath": "{directory}/library", "containerPath": "/opt/library", "options": ["ro", "bind"]}
                 ],
-                "hooks": [{"hookName": "createRuntime", "path": "/bin/touch", "args": ["touch", "{directory}/hooked"]}],
+                # It reads its standard input: crun fails where a hook ends before it has been told the state.
+                "hooks": [
+                    {
+                        "hookName": "createRuntime",
+                        "path": "/bin/sh",
+                        "args": ["sh", "-c", "cat > {directory}/hooked"],
+                    }
+                ],
                 "additionalGids": [4444],
             },
         }
     ],
 }  # fmt: skip
+
+
+#: The file of classes, and a handler whose runtime moves network devices.
+MORE = """
+[plugins."io.containerd.service.v1.tasks-service"]
+blockio_config_file = "{classes}"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.current.options]
+BinaryName = "{runc}"
+"""
+LINK = {
+    "cdiVersion": "1.1.0",
+    "kind": "vendor.com/link",
+    "devices": [{"name": "0", "containerEdits": {"netDevices": [{"hostInterfaceName": "bhcdi0", "name": "vendor0"}]}}],
+}
 
 
 def block_device() -> tuple[str, str]:
@@ -51,7 +74,7 @@ def stack(registry: str) -> Iterator[Stack]:
     specs = made.directory / "cdi"
     classes = made.directory / "blockio.yaml"
     made.runtime = f'cdi_spec_dirs = ["{specs}"]'
-    made.more = f'[plugins."io.containerd.service.v1.tasks-service"]\nblockio_config_file = "{classes}"\n'
+    made.more = MORE.format(classes=classes, runc=build("runc")["runc"])
     classes.write_text(
         f"Classes:\n  slow:\n  - Devices: [{block_device()[0]}]\n    ThrottleReadBps: 5M\n    ThrottleWriteIOPS: 100\n"
     )
@@ -81,7 +104,7 @@ def test_a_cdi_device(stack: Stack, registry: str, tmp_path: Path, handler: str)
     assert answer.stdout.decode().split("\n")[:4] == ["1 full", "library", "0 4444", "2"]
     assert b"No space left" in answer.stderr
     assert b"Read-only file system" in answer.stderr
-    assert (stack.directory / "hooked").exists()
+    assert json.loads((stack.directory / "hooked").read_text())["id"] == container
     (stack.directory / "hooked").unlink()
 
 
@@ -120,3 +143,20 @@ def test_a_block_io_class(stack: Stack, registry: str, tmp_path: Path, handler: 
         limits = (group / "io.max").read_text().split()
         assert limits[0] == numbers
         assert {"rbps=5000000", "wiops=100"} <= set(limits)
+
+
+def test_a_network_device(stack: Stack, registry: str, tmp_path: Path) -> None:
+    """A link of the node moves into the container under its new name, and not with a runtime that cannot."""
+    (stack.directory / "cdi" / "link.yaml").write_text(json.dumps(LINK))
+    subprocess.run(["ip", "link", "add", "bhcdi0", "type", "veth", "peer", "name", "bhcdi1"], check=True, timeout=10)
+    device = [cri.CDIDevice(name="vendor.com/link=0")]
+    old = Pods(stack.runtime_service(), f"{registry}/box:1", tmp_path, "runc")
+    config = old.config("old-link")
+    with pytest.raises(grpc.RpcError, match=r"vendor\.com/link=0 bring network devices") as caught:
+        old.create(old.run(config), config, "main", "true", CDI_devices=device)
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    pods = Pods(stack.runtime_service(), f"{registry}/box:1", tmp_path, "current")
+    config = pods.config("link")
+    container = pods.start(pods.run(config), config, "main", "sleep 1000", CDI_devices=device)
+    assert b"vendor0:" in pods.exec(container, "cat", "/proc/net/dev").stdout
+    assert subprocess.run(["ip", "link", "show", "bhcdi0"], capture_output=True, timeout=10).returncode != 0

@@ -137,6 +137,7 @@ def facts(binary: str) -> RuntimeFacts:
         oci_version="1.0.2",
         recursive_read_only="rro" in told.get("mountOptions", ()) if told else name == "crun" and version >= (1, 8),
         id_mapped_mounts=bool(idmap.get("enabled")),
+        net_devices=bool(((told.get("linux") or {}).get("netDevices") or {}).get("enabled")),
         seccomp_bpf_annotation=name == "crun",
     )
 

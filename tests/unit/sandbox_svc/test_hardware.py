@@ -14,7 +14,7 @@ from bulkhead.errors import FailedPrecondition, NotFound
 from sandbox_svc import hardware, resctrl
 from sandbox_svc.cdi_registry import CdiRegistry
 from sandbox_svc.hardware import ConfiguredHardware
-from sandbox_svc.oci import blockio, rdt, rdt_cache
+from sandbox_svc.oci import blockio, cdi_spec, rdt, rdt_cache
 from sandbox_svc.oci.rdt_cache import CacheInfo
 
 
@@ -86,6 +86,42 @@ def test_any_file_of_classes_is_read_or_refused(data: bytes) -> None:
     for read in (blockio.read, lambda text: rdt.read(text, rdt.Info())):
         with contextlib.suppress(ValueError):
             read(data)
+
+
+@given(st.binary(max_size=300))
+def test_any_cdi_spec_is_read_or_refused(data: bytes) -> None:
+    """Whatever a spec file holds, it is a spec or a ValueError."""
+    with contextlib.suppress(ValueError):
+        cdi_spec.read(data)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
+NAMES = st.sampled_from(
+    [
+        "cdiVersion",
+        "kind",
+        "devices",
+        "containerEdits",
+        "name",
+        "env",
+        "deviceNodes",
+        "path",
+        "mounts",
+        "hooks",
+        "intelRdt",
+    ]
+)
+
+
+@given(
+    st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=5)),
+    st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=5)),
+)
+def test_any_json_is_a_cdi_spec_or_refused(devices: object, edits: object) -> None:
+    """Members of every type in every place are a spec or a ValueError."""
+    document = {"cdiVersion": "1.1.0", "kind": "v.com/c", "devices": devices, "containerEdits": edits}
+    with contextlib.suppress(ValueError):
+        cdi_spec.read(json.dumps(document).encode())
 
 
 @pytest.mark.parametrize(

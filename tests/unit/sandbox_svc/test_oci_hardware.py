@@ -9,7 +9,7 @@ from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.oci import cdi
 from sandbox_svc.oci.cdi_spec import DeviceNode, Edits
-from sandbox_svc.oci.model import ContainerInput, Device, Json
+from sandbox_svc.oci.model import ContainerInput, Device, Json, RuntimeFacts
 from sandbox_svc.oci.spec import container_spec
 from support.specs import TableHardware, container_input, host_facts
 
@@ -197,6 +197,13 @@ def test_unknown_and_ignored_devices() -> None:
     with pytest.raises(NotFound, match=r"vendor\.com/gpu=9"):
         container_spec(request)
     container_spec(replace(request, runtime=Runtime(enable_cdi=False)))
+
+
+def test_network_devices_need_a_runtime_that_knows_them() -> None:
+    """A runtime that would leave a network device out is refused with the device's name."""
+    request = with_device(Edits(net_devices=(("eth7", "net0"),)))
+    with pytest.raises(FailedPrecondition, match=r"vendor\.com/gpu=0 bring network devices"):
+        container_spec(replace(request, runtime_facts=RuntimeFacts(net_devices=False)))
 
 
 def test_privileged_containers_keep_the_devices_nodes_once() -> None:

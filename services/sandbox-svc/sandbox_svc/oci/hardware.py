@@ -34,10 +34,18 @@ def apply_classes(spec: Json, request: ContainerInput) -> None:
 def inject_devices(spec: Json, request: ContainerInput) -> None:
     """Give a container its CDI devices; enable_cdi = false lets it run without.
 
-    The last change of a spec: devices without an owner belong to the user that the process has.
+    The last change of a spec: devices without an owner belong to the user that the process has. FailedPrecondition for
+    a network device where the runtime does not know of them.
     """
-    if request.runtime.enable_cdi:
-        cdi.inject(spec, cdi.requested(request.config), request.hardware)
+    if not request.runtime.enable_cdi:
+        return
+    names = cdi.requested(request.config)
+    cdi.inject(spec, names, request.hardware)
+    if spec["linux"].get("netDevices") and not request.runtime_facts.net_devices:
+        raise FailedPrecondition(
+            f"CDI devices {', '.join(names)} bring network devices, which the OCI runtime does not know of "
+            "(`features` has no linux.netDevices)"
+        )
 
 
 def wanted_class(request: ContainerInput, kind: str) -> tuple[str, bool]:

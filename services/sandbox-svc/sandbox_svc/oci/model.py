@@ -124,6 +124,8 @@ class RuntimeFacts:
     oci_version: str = "1.0.2"
     recursive_read_only: bool = False
     id_mapped_mounts: bool = False
+    #: Moves network devices into a container; others would leave them out without a word.
+    net_devices: bool = True
     #: crun takes the precompiled seccomp filter from an annotation.
     seccomp_bpf_annotation: bool = False
 
