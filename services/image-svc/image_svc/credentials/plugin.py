@@ -52,12 +52,10 @@ class Answer:
     #: Seconds; None if the answer says nothing.
     cache_duration: float | None
 
-    def choose(self, image: str) -> tuple[str, str] | None:
-        """Return the credentials of the first pattern that fits, in reverse order: the longer before the shorter."""
-        for pattern in sorted(self.auth, reverse=True):
-            if parse(pattern).matches(image):
-                return self.auth[pattern]
-        return None
+    def choose(self, image: str) -> list[tuple[str, str]]:
+        """Return the credentials of every pattern that fits, in reverse order: the longer before the shorter."""
+        fitting = [pattern for pattern in sorted(self.auth, reverse=True) if parse(pattern).matches(image)]
+        return [self.auth[pattern] for pattern in fitting]
 
 
 class Providers:
@@ -78,24 +76,24 @@ class Providers:
         """Return the names of the providers for an image, in the file's order; ProviderConfigError if it is wrong."""
         return [provider.name for provider in self._for(image)]
 
-    def find(self, image: str) -> Found | None:
-        """Return credentials for an image's name, without tag or digest, of the first provider that has any.
+    def find(self, image: str) -> list[Found]:
+        """Return credentials for an image's name, without tag or digest, to be tried in that order.
 
-        ProviderError if none has and one failed.
+        Those of the provider that stands first in the file come first. ProviderError if there are none and one failed.
         """
         failures: list[str] = []
+        found: list[Found] = []
         for provider in self._for(image):
             try:
-                found = self._answer(provider, image).choose(image)
+                chosen = self._answer(provider, image).choose(image)
             except ProviderError as error:
                 logger.warning("%s", error)
                 failures.append(str(error))
-                continue
-            if found is not None:
-                return Found(*found, provider=provider.name)
-        if failures:
+            else:
+                found += [Found(*each, provider=provider.name) for each in chosen]
+        if failures and not found:
             raise ProviderError("; ".join(failures))
-        return None
+        return found
 
     def _for(self, image: str) -> list[Provider]:
         if self._config is None:

@@ -53,9 +53,12 @@ class Account:
         self,
         credentials: Credentials | None = None,
         source: str = NOBODY,
-        ask: Callable[[], tuple[Credentials, str] | None] | None = None,
+        ask: Callable[[], list[tuple[Credentials, str]]] | None = None,
     ) -> None:
         self._known = credentials or Credentials()
+        #: What a provider gave beside it, to be tried in turn, and what was tried in vain.
+        self._others: list[tuple[Credentials, str]] = []
+        self._spent: list[Credentials] = []
         self._ask = ask
         self._lock = threading.Lock()
         #: Where the credentials come from, for people; never what they are.
@@ -78,7 +81,18 @@ class Account:
         """Return a text of somebody else's making with every secret of ours blotted out."""
         for token in self._issued:
             text = text.replace(token, "***") if token else text
-        return self._known.redact(text)
+        for credentials in (*self._spent, self._known):
+            text = credentials.redact(text)
+        return text
+
+    def another(self) -> bool:
+        """Go over to the next credentials that a provider gave, since these were refused; False if there are none."""
+        with self._lock:
+            if not self._others:
+                return False
+            self._spent.append(self._known)
+            self._known, self.source = self._others.pop(0)
+            return True
 
     def demand(self) -> Credentials:
         """Return the credentials, asking a credential provider the first time.
@@ -93,8 +107,9 @@ class Account:
                 except ProviderError as error:
                     self.problem = str(error)
                 else:
-                    if found is not None:
-                        self._known, self.source = found
+                    self._others = found[1:]
+                    if found:
+                        self._known, self.source = found[0]
             return self._known
 
 
@@ -129,11 +144,11 @@ def for_host(
     return Account(source=f"credential provider {', '.join(names)}", ask=lambda: _provided(providers, image))
 
 
-def _provided(providers: Providers, image: str) -> tuple[Credentials, str] | None:
-    found = providers.find(image)
-    if found is None:
-        return None
-    return Credentials(username=found.username, password=found.password), f"credential provider {found.provider}"
+def _provided(providers: Providers, image: str) -> list[tuple[Credentials, str]]:
+    return [
+        (Credentials(username=found.username, password=found.password), f"credential provider {found.provider}")
+        for found in providers.find(image)
+    ]
 
 
 def _credentials(username: str, password: str, auth: str, identity: str, token: str, where: str) -> Credentials:

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 #: Seconds without a byte after which a connection counts as dead.
 READ_TIMEOUT = 30.0
 REDIRECTS = 10
+#: Requests until a registry has said no often enough to the same credentials.
+ATTEMPTS = 3
 #: Bytes of an error or token answer that are read, and seconds that it may take to arrive.
 SMALL_BODY, SMALL_BODY_TIME = 1 << 20, 30.0
 _MOVED = frozenset({301, 302, 303, 307, 308})
@@ -124,8 +126,9 @@ class Endpoint:
                 response.close()
 
     def _authorized(self, call: Call, what: str) -> httpx.Response:
-        for _ in range(3):
-            used = self.authorizer.value(what)
+        left = ATTEMPTS
+        while left:
+            known, used = self.account.known, self.authorizer.value(what)
             response = self._follow(call, what, used)
             # Whoever a redirect led to has no say in where our credentials go (CVE-2020-15157).
             if response.status_code != 401 or not self._is_ours(response.url):
@@ -134,6 +137,8 @@ class Endpoint:
             if not self.authorizer.answer(response, used, what):
                 return response
             response.close()
+            # Other credentials are worth as many attempts as the first.
+            left = left - 1 if self.account.known is known else ATTEMPTS - 1
         return response
 
     def _follow(self, call: Call, what: str, authorization: str) -> httpx.Response:

@@ -80,23 +80,40 @@ class Authorizer:
         with self._lock:
             if self._value != used:
                 return True
-            credentials = self._account.demand()
-            if credentials.registry_token:
-                self._value = f"Bearer {credentials.registry_token}"
-                return self._value != used
-            found = challenge.parse(", ".join(response.headers.get_list("www-authenticate")))
-            bearer = next((each for each in found if each.scheme == "bearer"), None)
-            basic = any(each.scheme == "basic" for each in found) and bool(credentials.username)
-            try:
-                if bearer is not None and self._is_new(bearer, used):
-                    self._renew(bearer, what)
-                    return self._value != used
-            except HostFailure:
-                if not basic:
-                    raise
-            if basic:
-                self._value, self._answered = credentials.basic, None
+            while True:
+                refusal: HostFailure | None = None
+                try:
+                    if self._take_up(response, used, what):
+                        return True
+                except HostFailure as failure:
+                    if not isinstance(failure.error, Unauthenticated | PermissionDenied):
+                        raise
+                    refusal = failure
+                if not self._account.another():
+                    if refusal is not None:
+                        raise refusal
+                    return False
+                self._granted, self._refresh = (), ""
+
+    def _take_up(self, response: httpx.Response, used: str, what: str) -> bool:
+        """Answer a challenge with the credentials in use; False if they have nothing (more) to say."""
+        credentials = self._account.demand()
+        if credentials.registry_token:
+            self._value = f"Bearer {credentials.registry_token}"
             return self._value != used
+        found = challenge.parse(", ".join(response.headers.get_list("www-authenticate")))
+        bearer = next((each for each in found if each.scheme == "bearer"), None)
+        basic = any(each.scheme == "basic" for each in found) and bool(credentials.username)
+        try:
+            if bearer is not None and self._is_new(bearer, used):
+                self._renew(bearer, what)
+                return self._value != used
+        except HostFailure:
+            if not basic:
+                raise
+        if basic:
+            self._value, self._answered = credentials.basic, None
+        return self._value != used
 
     def _is_new(self, asked: Challenge, used: str) -> bool:
         """Whether a token could help: one refused for lack of scope is not bettered by asking for the same again."""

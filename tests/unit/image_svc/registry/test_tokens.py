@@ -24,6 +24,7 @@ from image_svc.patience import Patience
 from image_svc.registry import credentials
 from image_svc.registry.challenge import Challenge
 from image_svc.registry.credentials import Account, Credentials
+from image_svc.registry.endpoint import Endpoint
 from image_svc.registry.failures import HostFailure
 from image_svc.registry.hosts import Host
 from image_svc.registry.repository import Descriptor, Repository, Retry
@@ -304,6 +305,33 @@ def test_json_key() -> None:
     for auth in (AuthConfig(username="_json_key", password=key), AuthConfig(auth=packed)):
         found = credentials.for_host(host, auth, Registry()).known
         assert base64.b64decode(found.basic.removeprefix("Basic ")).decode() == f"_json_key:{key}"
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "Bearer"])
+def test_each_of_a_providers_credentials_is_tried(registry: FakeRegistry, scheme: str) -> None:
+    """What a provider gave is tried in turn until the registry is content, each once."""
+    held = registry.push_manifest("app", "1", b"{}", "application/vnd.oci.image.manifest.v1+json")
+    given = [(Credentials(f"user{n}", "p"), f"provider {n}") for n in range(5)]
+    last = given[-1][0].basic
+    with fake_registry() as tokens:
+        right = json.dumps({"token": "right"}).encode()
+        tokens.on("/token", lambda h: h.reply(200, right) if h.headers.get("Authorization") == last else h.reply(401))
+        challenge = "Basic" if scheme == "Basic" else f'Bearer realm="http://{tokens.address}/token"'
+        wanted = last if scheme == "Basic" else "Bearer right"
+        registry.on(
+            "/v2/",
+            lambda h: h.headers.get("Authorization") != wanted and h.reply(401, WWW_Authenticate=challenge),
+        )
+        account = Account(ask=lambda: list(given))
+        endpoint = Endpoint(Host("http", registry.address), registry.address, "app", account)
+        with endpoint.request("HEAD", "manifests/1", "what", Patience(5.0, "request")) as response:
+            assert response.headers["docker-content-digest"] == held
+        endpoint.close()
+
+    assert account.source == "provider 4"
+    assert "user0:p" not in account.redact(base64.b64encode(b"user0:p").decode())
+    assert len(tokens.seen) == (0 if scheme == "Basic" else 5)
+    assert len(registry.seen) == (6 if scheme == "Basic" else 2)
 
 
 # Secrets
