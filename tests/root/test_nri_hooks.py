@@ -24,10 +24,14 @@ MOVED, PARENT = "/bh95-moved", "/bh95"
 _VALIDATOR = "[plugins.'io.containerd.nri.v1.nri'.default_validator]\nenable = true\n"
 
 
-@pytest.fixture(scope="module", params=["runc", "crun"])
+#: For what the runtime has a part in; all else is tried with one of them.
+BOTH = pytest.mark.parametrize("sandbox", ["runc", "crun"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """One service for the module and runtime."""
-    with Sandbox(default=request.param, number=95, more=_VALIDATOR) as running:
+    with Sandbox(default=getattr(request, "param", "crun"), number=95, more=_VALIDATOR) as running:
         yield running
         running.remove_all()
         assert running.remains() == []
@@ -71,6 +75,7 @@ def heard(plugin: Plugin, count: int) -> list[dict[str, Any]]:
     return plugin.lines[2:]
 
 
+@BOTH
 def test_the_life_of_a_pod(sandbox: Sandbox, pods: Pods, plugins: Plugins) -> None:
     """Every event comes once, in containerd's order, with what was true at that moment."""
     plugin = plugins.connect("10-watch")
@@ -207,6 +212,7 @@ def test_nothing_is_lost_while_a_plugin_is_synchronized(pods: Pods, plugins: Plu
     assert sorted(asked) == sorted(during)
 
 
+@BOTH
 def test_every_adjustment_arrives(sandbox: Sandbox, pods: Pods, plugins: Plugins, tmp_path: Path) -> None:
     """In the container's config.json and, as far as these runtimes know it, in the running container."""
     (tmp_path / "shared").mkdir()
@@ -307,6 +313,7 @@ def test_synchronize_tells_what_is_there(pods: Pods, plugins: Plugins) -> None:
     assert plugin.heard("StopContainer")["container"]["id"] == running
 
 
+@BOTH
 def test_updates_that_nobody_asked_for(sandbox: Sandbox, pods: Pods, plugins: Plugins) -> None:
     """They reach the cgroup of what runs, the bundle of what does not run yet, and the status; others are dropped."""
     config = pods.config("unsolicited", linux=parent())
@@ -325,6 +332,7 @@ def test_updates_that_nobody_asked_for(sandbox: Sandbox, pods: Pods, plugins: Pl
     assert limit(sandbox, created, "memory", "memory.limit_in_bytes", "memory.max") == "33554432"
 
 
+@BOTH
 def test_an_update_that_cannot_be_made_is_told_back(pods: Pods, plugins: Plugins) -> None:
     """A processor that the node does not have fails that one update, and leaves the container as it was."""
     config = pods.config("failing", linux=parent())
@@ -338,6 +346,7 @@ def test_an_update_that_cannot_be_made_is_told_back(pods: Pods, plugins: Plugins
     assert pods.status(container).resources.linux.cpuset_cpus == ""
 
 
+@BOTH
 def test_a_creation_updates_others(sandbox: Sandbox, pods: Pods, plugins: Plugins) -> None:
     """Room is made in another container before the new one exists; if that fails, there is no new one."""
     config = pods.config("others", linux=parent())
@@ -361,6 +370,7 @@ def test_a_creation_updates_others(sandbox: Sandbox, pods: Pods, plugins: Plugin
     assert [line["event"] for line in heard(plugin, 4)][-2:] == ["StopContainer", "RemoveContainer"]
 
 
+@BOTH
 def test_an_update_as_plugins_want_it(sandbox: Sandbox, pods: Pods, plugins: Plugins) -> None:
     """What a plugin says counts over the kubelet's, and what it leaves is the kubelet's."""
     config = pods.config("update", linux=parent())

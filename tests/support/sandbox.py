@@ -57,7 +57,7 @@ socket_path = "{directory}/nri/run/nri.sock"
 nri_exec_conf_path = "{directory}/nri/conf.json"
 nri_exec_conf_dir = "{directory}/nri/resource.d"
 nri_exec_bin_dir = "{directory}/nri/bin"
-nri_exec_timeout = "3s"
+nri_exec_timeout = "2s"
 [bulkhead.metrics_ports]
 sandbox-svc = -1
 """
