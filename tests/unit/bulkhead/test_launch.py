@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bulkhead import processors
 from bulkhead.config.model import Bulkhead, Config, StreamProcessor
 from bulkhead.errors import FailedPrecondition, InvalidArgument
-from bulkhead.launch import directories, enter, grants, plan, users
+from bulkhead.launch import directories, enter, grants, plan, refresh, users
 from bulkhead.launch.linux import CAPABILITIES
 from bulkhead.launch.plan import Plan
 from bulkhead.launch.users import User, Users
@@ -318,3 +318,33 @@ def test_a_key_link_that_leads_nowhere_is_copied_as_such(tmp_path: Path) -> None
 
     assert (tmp_path / "copy" / "b.pem").read_bytes() == b"key"
     assert os.readlink(tmp_path / "copy" / "a").startswith("cannot be opened")
+
+
+def test_a_key_directorys_changes_are_seen(tmp_path: Path) -> None:
+    """A file written behind a link, a swapped Secret, a key added or taken away: each is another signature."""
+    keys, elsewhere = tmp_path / "keys", tmp_path / "elsewhere"
+    for directory in (keys, keys / "..one", keys / "..two", keys / "team"):
+        directory.mkdir()
+    elsewhere.write_text("a")
+    (keys / "linked.pem").symlink_to(elsewhere)
+    for name in ("..one", "..two"):
+        (keys / name / "node.pem").write_text("key")
+    (keys / "..data").symlink_to("..one")
+    (keys / "node.pem").symlink_to("..data/node.pem")
+    seen = [refresh.signature(str(keys))]
+
+    def changed() -> bool:
+        seen.append(refresh.signature(str(keys)))
+        return seen[-1] != seen[-2]
+
+    assert not changed()
+    elsewhere.write_text("longer")
+    assert changed()
+    (keys / "..new").symlink_to("..two")
+    os.replace(keys / "..new", keys / "..data")
+    assert changed()
+    (keys / "team" / "b.pem").write_text("x")
+    assert changed()
+    (keys / "node.pem").unlink()
+    assert changed()
+    assert refresh.signature(str(tmp_path / "missing")) == ()

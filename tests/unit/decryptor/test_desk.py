@@ -1,9 +1,12 @@
 """What callers get: authorisation, the audit's line, what is remembered and for how long, and the policy of keys."""
 
+import base64
 import logging
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bulkhead.config.model import KeyRule
 from bulkhead.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, PermissionDenied
@@ -261,3 +264,26 @@ def test_one_bad_file_disables_itself_alone(formats: dict[str, bytes]) -> None:
     assert not listed["pkcs8.pem"].error
     assert "not a key" in listed["junk"].error
     assert bench.desk.complaints() == [f"key file 'junk': {listed['junk'].error}"]
+
+
+SCHEMES = st.sampled_from(["jwe", "pkcs7", "pgp", "pkcs11", "provider.x", "rot13", ""])
+COPIES = st.lists(st.binary(max_size=80), max_size=3)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(SCHEMES, COPIES, max_size=4), st.text(max_size=40))
+def test_any_image_is_refused_in_words(formats: dict[str, bytes], copies: dict[str, list[bytes]], digest: str) -> None:
+    """Whatever an image wraps under whatever scheme, with every kind of key at hand, it is refused in words."""
+    bench = Bench(formats)
+    bench.names = ["chain-and-key.pem", "ec.jwk", "ring.gpg", "token.yaml"]
+    bench.desk.reload()
+    annotations = {
+        f"{options.WRAPPED}{scheme}": ",".join(base64.b64encode(blob).decode() for blob in blobs)
+        for scheme, blobs in copies.items()
+    }
+    annotations[options.PUBLIC] = options.to_annotation(b"m" * 32)
+    with pytest.raises(Refused) as error:
+        bench.check(keys_pb2.Layer(digest=digest, media_type=ENCRYPTED, annotations=annotations))
+
+    assert str(error.value).startswith("you are not authorized to use this image")
+    assert str(error.value).isprintable()
