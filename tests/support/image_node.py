@@ -8,6 +8,7 @@ from bulkhead.config.model import Config, Images, Registry
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
 from image_svc.bring import Bringer
 from image_svc.catalogue import Catalogue
+from image_svc.damage import Damage
 from image_svc.decryption import Gatekeeper
 from image_svc.gc import Collector
 from image_svc.ingest import Content
@@ -54,6 +55,7 @@ class Node:
             self.leases,
             host=Platform("linux", "amd64"),
         )
+        self.damage = Damage(self.store, self.content, client)
         self.catalogue = Catalogue(self.store, ())
         discard = images.discard_unpacked_layers
         self.recovery = Recovery(self.store, self.content, client)

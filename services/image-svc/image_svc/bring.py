@@ -11,6 +11,7 @@ from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError
 from bulkhead.metrics import stage
 from image_svc import telemetry
+from image_svc.damage import Damage
 from image_svc.decryption import Gatekeeper
 from image_svc.download import Download, Origin
 from image_svc.ingest import Content
@@ -57,6 +58,7 @@ class Bringer:
         self._client = client
         #: Downloads and unpackings under way, keyed ("blob", digest) and ("layer", chain id).
         self.jobs = Jobs()
+        self._damage = Damage(store, content, client)
         self._writeback = Writeback(client.sync)
         self._turns = Turns(config.bulkhead.unpack_slots or _slots())
         self._limits = Limits(
@@ -78,7 +80,9 @@ class Bringer:
 
         `documents` are blobs that the pull stored and nobody recorded yet, sizes by digest.
         """
-        missing = [layer for layer in image.layers if self._store.layer(layer.chain_id) is None]
+        missing = self._missing(image.layers)
+        if len(missing) < len(image.layers) and self._damage.layers():
+            missing = self._missing(image.layers)
         chains = {layer.chain_id for layer in missing}
         for shown in progress.layers:
             if shown.chain_id not in chains:
@@ -94,6 +98,9 @@ class Bringer:
         except DiskFull as error:
             raise DiskFull(f"{error}; {self._shortage(progress)}") from error
         telemetry.LAYERS.labels("unpacked").inc(len(missing))
+
+    def _missing(self, layers: Sequence[Layer]) -> list[Layer]:
+        return [layer for layer in layers if self._store.layer(layer.chain_id) is None]
 
     def keep(self, blobs: Mapping[str, int], patience: Patience) -> None:
         """Make downloaded blobs, sizes by digest, durable and record them, without an image."""

@@ -106,7 +106,8 @@ class Download(Job[None]):
         if digest == self.wanted.digest:
             return
         self._content.drop_partial(self.wanted.digest)
-        self._content.quarantine(self.wanted.digest)
+        if self._content.quarantine(self.wanted.digest):
+            telemetry.DAMAGED.labels("blob").inc()
         text = f"{self._title}: {host or 'what was here of it'} has content of digest {digest}"
         raise CorruptBlob(text, [host] if host else [], resumed=resumed)
 

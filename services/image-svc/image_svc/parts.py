@@ -6,6 +6,7 @@ from bulkhead import paths
 from bulkhead.config.model import Config
 from image_svc.bring import Bringer
 from image_svc.catalogue import Catalogue
+from image_svc.damage import Damage
 from image_svc.decryption import Gatekeeper
 from image_svc.gc import Collector
 from image_svc.ingest import Content
@@ -37,6 +38,7 @@ class Parts:
     collector: Collector
     usage: ContainerUsage
     recovery: Recovery
+    damage: Damage
     registries: Registries
     #: Image verifiers.
     gate: Gate
@@ -51,6 +53,7 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
     snapshotters = Snapshotters(config.images.snapshotter, config.root, client)
     registries = Registries(config)
     gate = Gate(config.image_verifier, content, store)
+    damage = Damage(store, content, client)
     bringer = Bringer(config, content, store, client, gatekeeper)
     discard = config.images.discard_unpacked_layers
     return Parts(
@@ -67,6 +70,7 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
         collector=Collector(store, content, client, leases, discard_unpacked_layers=discard),
         usage=ContainerUsage(store, client, config.images.stats_collect_period),
         recovery=Recovery(store, content, client),
+        damage=damage,
         registries=registries,
         gate=gate,
     )

@@ -28,6 +28,11 @@ LAYERS = Counter("bulkhead_image_layers_total", "Layers of pulled images by orig
 REMOVED = Counter(
     "bulkhead_image_garbage_total", "Things collected as garbage: blob, layer, partial, snapshot.", ["kind"]
 )
+DAMAGED = Counter(
+    "bulkhead_image_damaged_total",
+    "What was stored whole and found damaged or missing later, by kind: blob, configuration, layer.",
+    ["kind"],
+)
 IMAGES = Gauge("bulkhead_images", "Images in the store.")
 
 

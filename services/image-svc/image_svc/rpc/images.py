@@ -36,19 +36,13 @@ class RunImages(ImagesServicer):
             image_id=image.id,
             repo_tags=image.repo_tags,
             repo_digests=image.repo_digests,
-            config_json=self._configuration(image),
+            config_json=self._parts.damage.configuration(image.id),
             chain_id=image.chain_id,
             manifest_digest=manifest,
             size=image.size,
             encrypted=manifest in image.encrypted,
             pinned=image.pinned,
         )
-
-    def _configuration(self, image: Image) -> bytes:
-        try:
-            return self._parts.content.read(image.id)
-        except FileNotFoundError as error:
-            raise NotFound(f"image {image.id} has lost its configuration; pull the image again") from error
 
     @rpc.long_call
     def Prepare(self, request: images_pb2.PrepareRequest, context: grpc.ServicerContext) -> images_pb2.PrepareResponse:
@@ -79,7 +73,12 @@ class RunImages(ImagesServicer):
         if known.image_id != image.id:
             raise FailedPrecondition(f"snapshot {request.key!r} was made from image {known.image_id}, not {image.id}")
         names = [str(layer.name) for layer in self._parts.store.chain(known.chain_id) or ()]
-        prepared = self._parts.snapshotters.get(known.snapshotter).prepare(str(known.name), names)
+        try:
+            prepared = self._parts.snapshotters.get(known.snapshotter).prepare(str(known.name), names)
+        except (NotFound, FailedPrecondition) as error:
+            if image.id in self._parts.damage.layers():
+                raise FailedPrecondition(f"image {image.id} has lost a layer; pull the image again") from error
+            raise
         if self._parts.store.snapshot(request.key) is None:
             # Removed while it was made: whoever asked for the removal must find it gone.
             self._parts.snapshotters.get(known.snapshotter).remove(str(known.name))

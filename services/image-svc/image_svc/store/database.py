@@ -186,6 +186,10 @@ class Store(KeptContent, ContainerSnapshots):
         rows = self._read("SELECT chain_id, parent, name FROM layers WHERE chain_id = ?", (chain_id,))
         return StoredLayer(str(rows[0][0]), str(rows[0][1]), int(str(rows[0][2]))) if rows else None
 
+    def layer_names(self) -> list[int]:
+        """Return the snapshot names of all unpacked layers."""
+        return [int(str(name)) for (name,) in self._read("SELECT name FROM layers")]
+
     def chain(self, chain_id: str) -> list[StoredLayer] | None:
         """Return the layers of a chain, base first; None if one of them is missing."""
         layers: list[StoredLayer] = []
