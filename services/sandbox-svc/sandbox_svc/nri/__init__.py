@@ -1,7 +1,9 @@
 """The Node Resource Interface: plugins that hear of pods and containers and may change containers as they are made.
 
-The protocol of github.com/containerd/nri v0.12 (ttrpc over one multiplexed unix connection a plugin). The RPCs of
-sandbox-svc talk to `hooks.Hooks` and supply what `hooks.Runtime` asks; everything else in here is the protocol:
-frames (mux), a connection (connection), one plugin (plugin), all of them (registry), how their wishes are put
-together (owners, merge), what is not allowed (validator), and where plugins come from (launch, listener).
+The RPCs of sandbox-svc talk to `lifecycle.Lifecycle`: it makes messages of records and OCI specs (convert…), relays
+them through `hooks.Hooks`, and has the answers applied to a spec that is being made (apply…) or to containers that are
+there (node_runtime). Everything else in here is the protocol of github.com/containerd/nri v0.12 (ttrpc over one
+multiplexed unix connection a plugin): frames (mux), a connection (connection), one plugin (plugin), all of them
+(registry), how their wishes are put together (owners, merge), what is not allowed (validator), and where plugins come
+from (launch, listener).
 """

@@ -1,5 +1,6 @@
 """The moments at which exec plugins are run: between create and start, after an update, at the end."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -57,9 +58,11 @@ class Creation:
         if errors := self._node.ledger.undo(self._entity.id, only=("task",)):
             raise errors[0]
         place = self._node.bundle(self._entity.id)
-        spec = bundle.read(place)
-        spec["linux"]["cgroupsPath"] = cgroups_path
-        write_atomic(place / "config.json", json.dumps(spec, separators=(",", ":")).encode())
+        # A plugin of the current protocol may change a container's limits, which are in the same file, at any time.
+        with self._entity.limits if isinstance(self._entity, Container) else contextlib.nullcontext():
+            spec = bundle.read(place)
+            spec["linux"]["cgroupsPath"] = cgroups_path
+            write_atomic(place / "config.json", json.dumps(spec, separators=(",", ":")).encode())
         self._pid = self._make(cgroups_path)
         return self._pid
 

@@ -25,15 +25,16 @@ def update_container_resources(
     validate.no_nul(request, "")
     container = node.model.container(request.container_id)
     before = functools.partial(updated, wanted=request.linux, facts=node.facts, runtime=node.config.runtime)
-    with container.operation, node.nri.operation():
-        limits.require_changeable(container)
-        wanted = node.nri.updating(container, request.linux)
-        if wanted is None:
-            limits.change(container, node.bundle(container.id), before, request.linux, request.annotations)
-        else:
-            node.nri.runtime.change(container, wanted, before, request.linux, request.annotations)
+    with container.operation:
+        with node.nri.operation():
+            limits.require_changeable(container)
+            wanted = node.nri.updating(container, request.linux)
+            if wanted is None:
+                limits.change(container, node.bundle(container.id), before, request.linux, request.annotations)
+            else:
+                node.nri.runtime.change(container, wanted, before, request.linux, request.annotations)
+            node.nri.updated(container)
         between.updated(node, container)
-        node.nri.updated(container)
     return cri.UpdateContainerResourcesResponse()
 
 
