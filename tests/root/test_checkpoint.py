@@ -153,12 +153,12 @@ def test_what_cannot_be_checkpointed(node: Node, tmp_path: Path) -> None:
 
 
 def test_a_runtime_without_criu(node: Node) -> None:
-    """Debian's crun has no CRIU built in: the call says so before anything is frozen."""
+    """Debian 12's crun has no CRIU built in: the call says so before anything is frozen."""
+    if b"+CRIU" in subprocess.run(["crun", "--version"], capture_output=True, check=True, timeout=10).stdout:
+        pytest.skip("probe: crun --version says +CRIU")
     pods = Pods(node.stack.runtime_service(), node.pods.image, node.directory, handler="crun")
     config = pods.config("crun")
     container = pods.start(pods.run(config), config, "other", "sleep 1000")
-    has = b"+CRIU" in subprocess.run(["crun", "--version"], capture_output=True, check=True, timeout=10).stdout
-    assert not has, "this crun has CRIU: the test needs one that has not"
     code, details = refused(node, container, node.directory / "crun.tar")
     assert code == grpc.StatusCode.FAILED_PRECONDITION
     assert "/crun was built without CRIU" in details

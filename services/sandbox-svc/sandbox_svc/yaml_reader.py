@@ -141,7 +141,7 @@ class Item:
 
 def parse(data: bytes) -> Item:
     """Return the first document of a file."""
-    import yaml  # 3 MB that a node without such files does not pay
+    import yaml  # 2 MB that a node without such files does not pay
 
     try:
         return Item(_compose(yaml.parse(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))), "", _Budget())
