@@ -237,7 +237,9 @@ def test_exec_output_comes_from_the_answer_or_its_memory_file(tmp_path: Path) ->
 
 def test_every_error_of_ours_can_be_raised_with_its_step() -> None:
     """A creation's failure keeps its code and gains the step that failed."""
-    for kind in BulkheadError.__subclasses__():
+    codes = [kind for kind in BulkheadError.__subclasses__() if kind.__module__ == BulkheadError.__module__]
+    assert codes
+    for kind in codes:
         assert str(kind("step: why")) == "step: why"
 
 
