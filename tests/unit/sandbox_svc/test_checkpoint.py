@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,6 +190,24 @@ def test_one_checkpoint_of_a_container_at_a_time() -> None:
             with pytest.raises(FailedPrecondition, match="another checkpoint"), under_way.of("c"):
                 raise AssertionError
         assert "c" not in under_way
+
+
+def test_a_probe_waits_for_the_thaw() -> None:
+    """Who wants to run something in a container waits while it is frozen, and no longer than he has time."""
+    under_way, waited = UnderWay(), threading.Event()
+
+    def wait() -> None:
+        under_way.wait_thawed("c", 30)
+        waited.set()
+
+    with under_way.frozen("c"):
+        under_way.wait_thawed("d", 30)
+        under_way.wait_thawed("c", 0.01)
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        assert not waited.wait(0.05)
+    assert waited.wait(5)
+    waiter.join()
 
 
 class FakeLink:

@@ -45,7 +45,7 @@ def checkpoint_container(
         raise FailedPrecondition(f"container {container.id} has no writable layer of its own that could be saved")
     work = node.container_directory(container.id) / "checkpoint"
     with node.checkpoints.of(container.id), _directory(work), metrics.stage("container_checkpoint"):
-        with _frozen(node, link, container):
+        with node.checkpoints.frozen(container.id), _frozen(node, link, container):
             _dump(link, container, work, deadline)
             _save_rootfs(node, container, work, deadline)
         _describe(node, container, work)

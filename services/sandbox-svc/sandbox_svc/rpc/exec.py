@@ -47,6 +47,8 @@ def exec_sync(node: Node, request: cri.ExecSyncRequest, context: grpc.ServicerCo
         output_limit=OUTPUT_LIMIT,
         drain_ms=int(drain * 1000),
     )
+    # No runtime starts a process in a frozen container, and a probe must not fail because of a checkpoint.
+    node.checkpoints.wait_thawed(container.id, limit)
     with metrics.stage("exec_sync"):
         answer, fds = link.exec_sync(call, limit + drain + OVERHEAD)
     try:
