@@ -12,6 +12,7 @@ from bulkhead.errors import ResourceExhausted
 from image_svc.store.containers import ContainerSnapshots
 from image_svc.store.kept import HELD, KeptContent, drop_nameless
 from image_svc.store.model import Layer, NewImage, NewLayer, StoredLayer
+from image_svc.store.proxied import ProxiedLayers
 from image_svc.store.schema import open_database
 
 #: Names of snapshots that are reserved at a time, so that not each of them costs a write to disk.
@@ -43,7 +44,7 @@ def _add_layers(db: sqlite3.Connection, layers: Sequence[NewLayer]) -> set[int]:
     return {int(name) for (name,) in rows}
 
 
-class Store(KeptContent, ContainerSnapshots):
+class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
     """Images, their layers and containers' snapshots; safe to share between threads.
 
     `generation` changes with every change that lists of images can show.

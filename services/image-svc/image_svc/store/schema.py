@@ -72,8 +72,19 @@ CREATE TABLE held (
     PRIMARY KEY (target, digest)
 ) STRICT, WITHOUT ROWID;
 """
+_PROXIED = """
+CREATE TABLE proxied_layers (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    snapshotter TEXT NOT NULL,      -- name of a proxy plugin
+    chain_id TEXT NOT NULL,
+    parent TEXT NOT NULL,           -- chain id of the layer beneath; '' for a base layer
+    bytes INTEGER NOT NULL,
+    inodes INTEGER NOT NULL,
+    UNIQUE (snapshotter, chain_id)
+) STRICT;
+"""
 #: Each makes the tables of the version before into its own, the first into 1.
-_STEPS = (_TABLES, _CONTENT)
+_STEPS = (_TABLES, _CONTENT, _PROXIED)
 VERSION = len(_STEPS)
 
 

@@ -49,7 +49,7 @@ def serve(settings: Config) -> None:
     gc.collect()
     gc.freeze()  # workers share what is here now as long as nobody writes to it
     logger.info("unpacks below %s for user %d", settings.root, client)
-    Server(listener, Operations(snapshots, limits(settings)), client).run()
+    Server(listener, Operations(snapshots, limits(settings), exports(settings)), client).run()
     Path(socket_path).unlink(missing_ok=True)
 
 
@@ -57,6 +57,12 @@ def limits(settings: Config) -> Limits:
     """Return what the configuration allows a layer."""
     own = settings.bulkhead
     return Limits(entries=own.unpack_max_entries, bytes=own.unpack_max_bytes, seconds=own.unpack_timeout)
+
+
+def exports(settings: Config) -> dict[str, Path]:
+    """Return the directories of the proxy snapshotters that have one, by name."""
+    named = {name: settings.exports_of(name) for name in settings.proxy_plugins}
+    return {name: root for name, root in named.items() if root is not None}
 
 
 def user_id(name: str) -> int:

@@ -56,6 +56,31 @@ class UnpackClient:
         request = {"op": "unpack", "name": name, "limits": dataclasses.asdict(limits), "algorithm": algorithm}
         return Unpacked(**self._call(request, limits.seconds + GRACE, [stream]))
 
+    def apply(
+        self,
+        snapshotter: str,
+        path: str,
+        lowers: Sequence[str],
+        stream: int,
+        limits: Limits,
+        algorithm: str = "sha256",
+    ) -> Unpacked:
+        """Unpack a layer blob, as `unpack` does, into an empty directory of a proxy snapshotter; it is then on disk.
+
+        `lowers` are the directories of the layers beneath, the nearest first. PermissionDenied for a directory that
+        is none of that snapshotter's, FailedPrecondition for one that is not there or not empty.
+        """
+        request = {
+            "op": "apply",
+            "snapshotter": snapshotter,
+            "name": path,
+            "lowers": list(lowers),
+            "limits": dataclasses.asdict(limits),
+            "algorithm": algorithm,
+        }
+        # Settling and syncing come after what the limit is for.
+        return Unpacked(**self._call(request, limits.seconds + 900.0 + GRACE, [stream]))
+
     def settle(self, chain: Sequence[str], *, timeout: float = 600.0) -> int:
         """Give directories that layers only implied the mode, owner, times and xattrs of the nearest layer beneath.
 

@@ -8,8 +8,9 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bulkhead.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
@@ -17,6 +18,7 @@ from image_svc import digests
 from image_svc.unpack import confine, decode, layer, linux, merge, opaque, protocol, removal, seccomp, settle, usage
 from image_svc.unpack.confine import Confinement
 from image_svc.unpack.directory import Snapshots, State
+from image_svc.unpack.foreign import Foreign
 from image_svc.unpack.protocol import Limits
 from image_svc.unpack.ring import Ring
 from image_svc.unpack.worker import Step, Task
@@ -55,12 +57,14 @@ class Request:
 class Operations:
     """The operations by name; `limits` bound what a request may ask for."""
 
-    def __init__(self, snapshots: Snapshots, limits: Limits) -> None:
-        """Work in that directory."""
+    def __init__(self, snapshots: Snapshots, limits: Limits, exports: Mapping[str, Path] | None = None) -> None:
+        """Work in that directory, and in those of proxy snapshotters, `exports` by their names."""
         self._snapshots = snapshots
+        self._foreign = Foreign(exports or {})
         self._limits = limits
         self.by_name: dict[str, Callable[[Request], Running]] = {
             "unpack": self.unpack,
+            "apply": self.apply,
             "settle": self.settle,
             "prepare": self.prepare,
             "copy": self.copy,
@@ -74,12 +78,7 @@ class Operations:
     def unpack(self, request: Request) -> Running:
         """Unpack a layer, then mark its opaque directories."""
         name, limits = request.name(), self._wanted_limits(request)
-        if len(request.descriptors) != 1:
-            raise InvalidArgument(f"unpack came with {len(request.descriptors)} descriptors, expected the tar stream")
-        source = request.descriptors[0]
-        algorithm = request.fields.get("algorithm", "sha256")
-        if algorithm not in digests.LENGTHS:
-            raise InvalidArgument(f"algorithm {str(algorithm)[:40]!r} is not one of {', '.join(digests.LENGTHS)}")
+        source, algorithm = _stream(request)
         self._snapshots.begin(name)
         with contextlib.ExitStack() as stack:
             implicit = _closing(stack, self._snapshots.create(f"{name}/implicit"))
@@ -93,6 +92,25 @@ class Operations:
                 marking = Confinement(root, confine.OPAQUE, (listed,), seconds=limits.seconds)
                 yield Step(marking, functools.partial(opaque.mark, listed), limits.seconds)
         self._snapshots.unpacked(name)
+        return answer
+
+    def apply(self, request: Request) -> Running:
+        """Unpack a layer into an empty directory of a proxy snapshotter, settle it and write it to disk."""
+        limits, fields = self._wanted_limits(request), request.fields
+        source, algorithm = _stream(request)
+        place = self._foreign.place(fields.get("snapshotter"), fields.get("name"), fields.get("lowers"))
+        with contextlib.closing(place):
+            lists = (place.implicit, place.opaque)
+            work = functools.partial(
+                layer.unpack, implicit=place.implicit, opaque=place.opaque, limits=limits, algorithm=algorithm
+            )
+            counts = yield self._streaming(place.target, source, lists, work, limits)
+            answer = protocol.unpacked(counts)
+            if answer["opaque"]:
+                os.lseek(place.opaque, 0, os.SEEK_SET)
+                marking = Confinement(place.target, confine.OPAQUE, (place.opaque,), seconds=limits.seconds)
+                yield Step(marking, functools.partial(opaque.mark, place.opaque), limits.seconds)
+            yield from place.finish(answer["implicit"])
         return answer
 
     def _streaming(
@@ -229,6 +247,16 @@ def _empty() -> Answer:
 def _closing(stack: contextlib.ExitStack, fd: int) -> int:
     stack.callback(os.close, fd)
     return fd
+
+
+def _stream(request: Request) -> tuple[int, str]:
+    """Return the descriptor that a layer comes from, and the algorithm of its digest."""
+    if len(request.descriptors) != 1:
+        raise InvalidArgument(f"a layer came with {len(request.descriptors)} descriptors, expected the tar stream")
+    algorithm = request.fields.get("algorithm", "sha256")
+    if algorithm not in digests.LENGTHS:
+        raise InvalidArgument(f"algorithm {str(algorithm)[:40]!r} is not one of {', '.join(digests.LENGTHS)}")
+    return request.descriptors[0], algorithm
 
 
 def _list(value: Any) -> list[Any]:

@@ -7,7 +7,8 @@ the layer's blob comes from: gzip, zstd or a plain tar), the helper answers `{"o
 A snapshot is the directory `<root>/snapshots/<name>`, its name a decimal number of at most nine digits chosen by
 image-svc and never used again. Inside stand `fs` (the tree), `work` (overlayfs's, writable snapshots only) and, for a
 layer, `opaque` and `implicit` (NUL-ended paths of its opaque directories and of those it never described) and
-`unpacking` or `pending` until it has been unpacked and settled.
+`unpacking` or `pending` until it has been unpacked and settled. For `apply` alone the name is a path: of a directory
+that a proxy snapshotter has prepared.
 """
 
 import dataclasses

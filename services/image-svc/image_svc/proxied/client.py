@@ -1,0 +1,186 @@
+"""One proxy snapshotter as image-svc calls it: bounded calls, and errors that name it, its socket and the cure."""
+
+import errno
+import getpass
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from bulkhead import rpc
+from bulkhead.errors import (
+    AlreadyExists,
+    BulkheadError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+    from_code,
+)
+from bulkhead.proto.containerd import snapshots_pb2 as pb
+from bulkhead.proto.containerd.snapshots_pb2_grpc import SnapshotsStub
+from bulkhead.proto.containerd.types_pb2 import Mount
+from image_svc.patience import Patience
+from image_svc.unpack.client import Usage
+
+#: containerd's namespace of everything that a kubelet asks for.
+NAMESPACE = "k8s.io"
+#: Seconds that a look-up, a preparation (which may ask a registry) and a commit (which may count files) may take.
+LOOK, PREPARE, COMMIT = 10.0, 120.0, 300.0
+#: Seconds that a connect may take, which on a unix socket waits for the server's backlog only.
+_CONNECT = 2.0
+
+
+class Proxy:
+    """Calls a proxy snapshotter; safe to share between threads.
+
+    Besides what the snapshotter itself says, every call raises Unavailable if it does not answer, PermissionDenied if
+    its socket is closed to this user, and DeadlineExceeded.
+    """
+
+    def __init__(self, name: str, address: str, root: Path | None) -> None:
+        self.name = name
+        self.address = address
+        self._root = root
+        self._channel = rpc.channel(address)
+        self._stub = SnapshotsStub(self._channel)
+
+    @property
+    def root(self) -> Path:
+        """The directory that its mounts lie below; FailedPrecondition if the configuration does not say."""
+        if self._root is None:
+            text = f"proxy_plugins.{self.name}.exports has no root: the directory that its snapshots lie below"
+            raise FailedPrecondition(f"snapshotter {self.name}: {text}")
+        return self._root
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def has(self, name: str, patience: Patience | None = None) -> bool:
+        """Tell whether there is a committed snapshot of that name."""
+        try:
+            answer = self._call(
+                self._stub.Stat, pb.StatSnapshotRequest(snapshotter=self.name, key=name), LOOK, patience
+            )
+        except NotFound:
+            return False
+        return bool(answer.info.kind == pb.COMMITTED)
+
+    def prepare(
+        self, key: str, parent: str, labels: Mapping[str, str], patience: Patience | None = None
+    ) -> list[Mount]:
+        """Make a writable snapshot on top of a committed one ("" for none) and return its mounts.
+
+        AlreadyExists: the key is taken, or the labels say what is to come of it and the snapshotter has that.
+        """
+        request = pb.PrepareSnapshotRequest(snapshotter=self.name, key=key, parent=parent, labels=labels)
+        return list(self._call(self._stub.Prepare, request, PREPARE, patience).mounts)
+
+    def view(self, key: str, parent: str) -> list[Mount]:
+        """Make a read-only snapshot and return its mounts."""
+        request = pb.ViewSnapshotRequest(snapshotter=self.name, key=key, parent=parent)
+        return list(self._call(self._stub.View, request, PREPARE).mounts)
+
+    def mounts(self, key: str, patience: Patience | None = None) -> list[Mount]:
+        """Return the mounts of a writable snapshot that is there."""
+        request = pb.MountsRequest(snapshotter=self.name, key=key)
+        return list(self._call(self._stub.Mounts, request, PREPARE, patience).mounts)
+
+    def commit(self, name: str, key: str, labels: Mapping[str, str], patience: Patience | None = None) -> None:
+        """Make a writable snapshot one that can be a parent, under a name; success if the name is there already."""
+        request = pb.CommitSnapshotRequest(snapshotter=self.name, name=name, key=key, labels=labels)
+        try:
+            self._call(self._stub.Commit, request, COMMIT, patience)
+        except AlreadyExists:
+            self.remove(key)
+
+    def remove(self, key: str) -> None:
+        """Remove a snapshot; nothing by that name is success. FailedPrecondition while others stand on it."""
+        try:
+            self._call(self._stub.Remove, pb.RemoveSnapshotRequest(snapshotter=self.name, key=key), PREPARE)
+        except NotFound:
+            return
+
+    def usage(self, key: str) -> Usage:
+        """Return what one snapshot takes, without those beneath it."""
+        answer = self._call(self._stub.Usage, pb.UsageRequest(snapshotter=self.name, key=key), LOOK * 3)
+        return Usage(int(answer.size), int(answer.inodes))
+
+    def unfinished(self) -> list[str]:
+        """Return the keys of all writable snapshots."""
+
+        def listed(request: pb.ListSnapshotsRequest, **options: Any) -> list[str]:
+            found = self._stub.List(request, **options)
+            return [info.name for part in found for info in part.info if info.kind == pb.ACTIVE]
+
+        return list(self._asked(listed, pb.ListSnapshotsRequest(snapshotter=self.name), LOOK * 3))
+
+    def _call(self, method: Any, request: Any, limit: float, patience: Patience | None = None) -> Any:
+        """Call, and be woken when the caller's patience ends."""
+        if patience is None:
+            return self._asked(method, request, limit)
+
+        def watched(asked: Any, **options: Any) -> Any:
+            call = method.future(asked, **options)
+            with patience.interruptible(call.cancel):
+                return call.result()
+
+        try:
+            return self._asked(watched, request, min(limit, patience.left))
+        except BulkheadError:
+            patience.check()
+            raise
+
+    def _asked(self, method: Callable[..., Any], request: Any, limit: float) -> Any:
+        metadata = (*rpc.metadata(), ("containerd-namespace", NAMESPACE))
+        try:
+            return method(request, timeout=limit, metadata=metadata)
+        except grpc.FutureCancelledError as error:
+            raise Unavailable(f"snapshotter {self.name}: the call was cancelled") from error
+        except grpc.RpcError as error:
+            if not isinstance(error, grpc.Call):
+                raise
+            raise self._explained(error, limit) from error
+
+    def _explained(self, error: grpc.Call, limit: float) -> BulkheadError:
+        code, details = error.code(), error.details() or ""
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(f"{self} did not answer within {limit:.0f} s")
+        if code is grpc.StatusCode.UNAVAILABLE and (closed := self._refused()):
+            return closed
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return FailedPrecondition(f"{self} does not serve containerd's snapshots API: {details}")
+        return from_code(code.value[0], f"{self}: {details}")
+
+    def _refused(self) -> BulkheadError | None:
+        """Return why nobody can be reached at the socket, None if somebody can."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_CONNECT)
+            try:
+                probe.connect(self.address)
+            except OSError as error:
+                return self._closed() if error.errno in (errno.EACCES, errno.EPERM) else self._dead(error)
+        return None
+
+    def _closed(self) -> PermissionDenied:
+        user = _user()
+        cure = f"chgrp {user} {self.address} && chmod g+rw {self.address} whenever it is made, and let it pass the path"
+        return PermissionDenied(f"{self} is closed to user {user!r} of image-svc: {cure}")
+
+    def _dead(self, error: OSError) -> Unavailable:
+        return Unavailable(f"{self} does not answer: {error.strerror or error}")
+
+    def __str__(self) -> str:
+        return f"snapshotter {self.name} at {self.address}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
