@@ -23,8 +23,10 @@ class Leases:
     """The claims of all pulls."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._claims: Counter[str] = Counter()
+        #: What is being removed at this moment.
+        self._going: set[str] = set()
 
     @contextmanager
     def lease(self) -> Iterator[Lease]:
@@ -33,18 +35,26 @@ class Leases:
         try:
             yield made
         finally:
-            with self._lock:
+            with self._changed:
                 self._claims.subtract(made.claimed)
                 self._claims += Counter()  # drops what has reached zero
 
     def add(self, keys: tuple[str, ...]) -> None:
-        """Count claims."""
-        with self._lock:
+        """Count claims; who wants the very thing that is being removed waits until it is gone, and nobody else does."""
+        wanted = set(keys)
+        with self._changed:
+            self._changed.wait_for(lambda: self._going.isdisjoint(wanted))
             self._claims.update(keys)
 
     def unless_claimed(self, key: str, act: Callable[[], bool]) -> bool:
         """Return what a short act says that runs while nobody can claim the key; False, undone, if somebody has."""
-        with self._lock:
-            if self._claims[key]:
+        with self._changed:
+            if self._claims[key] or key in self._going:
                 return False
+            self._going.add(key)
+        try:
             return act()
+        finally:
+            with self._changed:
+                self._going.discard(key)
+                self._changed.notify_all()

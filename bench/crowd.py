@@ -1,0 +1,106 @@
+"""Many pulls at once, and how long other calls take meanwhile.
+
+    bench/crowd.py [--pulls 20] [--slots 2]
+
+As root. Images overlap: each is made of four of ten layers of 20 MB. Printed are how often each blob was asked for, how
+long all pulls took, and the latency of ListImages, ImageStatus and Version while they ran.
+"""
+
+import argparse
+import ctypes
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+from bulkhead.proto.runtime.v1 import api_pb2 as cri  # noqa: E402 - found on the path set above
+from support import images  # noqa: E402
+from support.fake_registry import FakeRegistry, fake_registry  # noqa: E402
+from support.stack import Stack  # noqa: E402
+
+CLONE_NEWNET = 0x40000000
+PERIOD = 0.01
+
+
+def push(fake: FakeRegistry, count: int) -> tuple[list[str], set[str]]:
+    """Hold so many images and return their names, and the digests of their layers."""
+    dice = random.Random(1)
+    layers = []
+    for number in range(10):
+        layer = images.Layer()
+        for file in range(200):
+            layer.file(f"layer{number}/file{file}", dice.randbytes(50_000) + bytes(50_000))
+        layers.append(layer.tar())
+    names, blobs = [], set()
+    for number in range(count):
+        image = images.Image(dice.sample(layers, 4), {"Labels": {"number": str(number)}})
+        fake.push("app", str(number), image)
+        names.append(f"{fake.address}/app:{number}")
+        blobs |= {images.digest(blob) for blob in image.blobs()[1]}
+    return names, blobs
+
+
+def probe(calls: dict[str, Callable[[], object]], ended: threading.Event) -> dict[str, list[float]]:
+    """Make the calls in turn until told to end; return their milliseconds."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    while not ended.wait(PERIOD):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            found[name].append((time.perf_counter() - began) * 1000)
+    return found
+
+
+def main() -> None:
+    """Run the crowd and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pulls", type=int, default=20)
+    parser.add_argument("--slots", type=int, default=2)
+    options = parser.parse_args()
+    if ctypes.CDLL(None).unshare(CLONE_NEWNET) != 0:
+        sys.exit("crowd: needs root")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with tempfile.TemporaryDirectory(prefix="bhcrowd"), fake_registry() as fake:
+        names, blobs = push(fake, options.pulls)
+        with Stack(fake.address, pause=names[0], more=f"[bulkhead]\nunpack_slots = {options.slots}") as stack:
+            service, runtime = stack.image_service(), stack.runtime_service()
+            status = cri.ImageStatusRequest(image=cri.ImageSpec(image=names[0]))
+            calls = {
+                "ListImages": lambda: service.ListImages(cri.ListImagesRequest(), timeout=30),
+                "ImageStatus": lambda: service.ImageStatus(status, timeout=30),
+                "Version": lambda: runtime.Version(cri.VersionRequest(), timeout=30),
+            }
+            ended = threading.Event()
+            with ThreadPoolExecutor(options.pulls + 1) as pool:
+                probing = pool.submit(probe, calls, ended)
+                began = time.perf_counter()
+                pulls = [
+                    pool.submit(service.PullImage, cri.PullImageRequest(image=cri.ImageSpec(image=name)), timeout=300)
+                    for name in names
+                ]
+                for pull in pulls:
+                    pull.result()
+                seconds = time.perf_counter() - began
+                ended.set()
+                found = probing.result()
+            asked = [len(fake.asked(blob)) for blob in blobs]
+    print(f"{options.pulls} pulls with {options.slots} slots: {seconds:.2f} s, blobs asked for {set(asked)} times")
+    for name, values in found.items():
+        ordered = sorted(values)
+        print(
+            f"{name}: {len(values)} calls, median {statistics.median(values):.1f} ms,"
+            f" 99th percentile {ordered[int(len(ordered) * 0.99)]:.1f} ms, longest {ordered[-1]:.1f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()
