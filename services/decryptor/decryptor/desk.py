@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
-from bulkhead.errors import BulkheadError, FailedPrecondition, PermissionDenied
+from bulkhead.errors import BulkheadError, FailedPrecondition, InvalidArgument, PermissionDenied
 from bulkhead.proto import keys_pb2
 from decryptor import options, stream, verdict, wrap
 from decryptor.audit import BYTES, Line
@@ -96,6 +96,8 @@ class Desk:
         """Return a layer's options, and leave the audit's line; Refused says why no key opens it."""
         line = Line(operation, use, layer)
         try:
+            if use.open == keys_pb2.Use.POD and operation != "check":
+                raise InvalidArgument("use.open: POD is for checks alone; a layer is decrypted for somebody")
             if not self._enabled:
                 raise Refused(verdict.switched_off(layer.digest), ())
             rings, withheld = [self.keyring], self._policy.withheld(use)

@@ -17,20 +17,29 @@ class Policy:
         self._named = frozenset(_plain(key) for rule in rules for key in rule.keys)
 
     def withheld(self, use: keys_pb2.Use) -> frozenset[str]:
-        """Return the fingerprints that this use may not touch."""
-        if not self._named:
+        """Return the fingerprints that this use may not touch; none where it is open for which pod it is."""
+        if not self._named or use.open == keys_pb2.Use.POD:
             return frozenset()
         granted = {_plain(key) for rule in self._rules if fits(rule, use) for key in rule.keys}
         return self._named - granted
 
 
 def fits(rule: KeyRule, use: keys_pb2.Use) -> bool:
-    """Whether everything the rule asks for holds; a use outside a pod fits only a rule that asks for nothing."""
+    """Whether everything the rule asks for holds, as far as it is known.
+
+    A use outside a pod fits only a rule that asks for nothing.
+    """
     if rule.namespaces and use.namespace not in rule.namespaces:
         return False
-    if rule.service_accounts and f"{use.namespace}/{use.service_account}" not in rule.service_accounts:
+    if rule.service_accounts and not _served(rule.service_accounts, use):
         return False
     return _labelled(rule.pod_labels, use.pod_labels)
+
+
+def _served(accounts: Sequence[str], use: keys_pb2.Use) -> bool:
+    if use.open == keys_pb2.Use.SERVICE_ACCOUNT:
+        return any(account.startswith(f"{use.namespace}/") for account in accounts)
+    return f"{use.namespace}/{use.service_account}" in accounts
 
 
 def _labelled(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:

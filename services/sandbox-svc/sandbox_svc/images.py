@@ -17,7 +17,7 @@ from bulkhead.errors import BulkheadError, NotFound
 from bulkhead.proto import images_pb2, images_pb2_grpc
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from bulkhead.proto.runtime.v1 import api_pb2_grpc
-from sandbox_svc import plan
+from sandbox_svc import plan, service_account
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +105,19 @@ class Images:
         return self.resolve(pulled.image_ref, handler)
 
     def prepare(
-        self, key: str, image: Image, sandbox: cri.PodSandboxConfig, *, snapshotter: str, grant: str = ""
+        self,
+        key: str,
+        image: Image,
+        sandbox: cri.PodSandboxConfig,
+        *,
+        snapshotter: str,
+        grant: str = "",
+        mounts: Iterable[cri.Mount] = (),
     ) -> images_pb2.PrepareResponse:
         """Make the snapshot of a container (or return the one that exists) as a plan of mounts.
 
-        `grant` names keys that root lends to this use. PermissionDenied for a plan that reaches beyond image-svc's
-        snapshots.
+        `grant` names keys that root lends to this use; the container's service account, by which the key policy may
+        decide, is told by its `mounts`. PermissionDenied for a plan that reaches beyond image-svc's snapshots.
         """
         metadata = sandbox.metadata
         request = images_pb2.PrepareRequest(
@@ -120,6 +127,7 @@ class Images:
             pod=f"{metadata.namespace}/{metadata.name}",
             manifest_digest=image.manifest_digest,
             namespace=metadata.namespace,
+            service_account=service_account.of(mounts, metadata.namespace),
             pod_labels=sandbox.labels,
             grant=grant,
         )

@@ -196,6 +196,29 @@ def test_rules_by_service_account(account: str, fits: bool) -> None:
     assert policy.withheld(use) == (frozenset() if fits else {"aa"})
 
 
+@pytest.mark.parametrize(
+    ("namespace", "labels", "fits"),
+    [("payments", {"tier": "x"}, True), ("payments", {}, False), ("web", {"tier": "x"}, False), ("", {}, False)],
+)
+def test_a_pull_is_decided_without_the_service_account(namespace: str, labels: dict[str, str], fits: bool) -> None:
+    """Where the service account is not known yet, namespace and labels decide, that of the account included."""
+    policy = Policy([KeyRule(service_accounts=("payments/api",), pod_labels={"tier": "x"}, keys=("aa",))])
+    use = keys_pb2.Use(namespace=namespace, pod_labels=labels, open=keys_pb2.Use.SERVICE_ACCOUNT)
+
+    assert policy.withheld(use) == (frozenset() if fits else {"aa"})
+
+
+def test_for_any_pod_is_for_checks_alone(formats: dict[str, bytes]) -> None:
+    """Whether the node has a key at all can be asked past the policy; no layer is opened that way."""
+    rule = KeyRule(namespaces=("payments",), keys=(fingerprint(formats),))
+    bench = Bench(formats, policy=Policy([rule]))
+    use = keys_pb2.Use(open=keys_pb2.Use.POD)
+
+    assert bench.desk.check(use, [bench.layer()], 10)
+    with pytest.raises(InvalidArgument, match="for checks alone"):
+        bench.desk.open("decrypt", use, bench.layer(), Deadline(10, "unwrapping"))
+
+
 def test_a_grant_is_for_its_use_alone(formats: dict[str, bytes]) -> None:
     """Keys that root lends open a layer under the grant's id, policy or not, and for nobody else; then it is over."""
     rule = KeyRule(namespaces=("payments",), keys=(fingerprint(formats),))

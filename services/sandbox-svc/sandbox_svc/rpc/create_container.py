@@ -114,6 +114,7 @@ class _Creation:
             sandbox,
             snapshotter=node.runtimes.resolve(pod.record.handler).handler.snapshotter,
             grant=config.annotations.get(KEY_GRANT, ""),
+            mounts=config.mounts,
         )
         self.step = "mounting images"
         mounted = image_mounts.mount_all(
@@ -160,7 +161,11 @@ class _Creation:
         image = node.images.resolve(reference, record.handler)
         self._volumes.append(image.id)
         return node.images.prepare(
-            key, image, record.config, snapshotter=node.runtimes.resolve(record.handler).handler.snapshotter
+            key,
+            image,
+            record.config,
+            snapshotter=node.runtimes.resolve(record.handler).handler.snapshotter,
+            mounts=self._container.record.config.mounts,
         ).mounts
 
     def _input(self, image: Image, prepared: images_pb2.PrepareResponse, mounted: Mapping[int, str]) -> ContainerInput:
