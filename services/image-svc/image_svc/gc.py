@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 from bulkhead.errors import BulkheadError
@@ -11,7 +12,7 @@ from bulkhead.metrics import ERRORS
 from image_svc import telemetry
 from image_svc.ingest import Content
 from image_svc.leases import Leases
-from image_svc.snapshots import Snapshotter
+from image_svc.snapshotters import Snapshotters
 from image_svc.store import Snapshot, Store
 from image_svc.unpack.client import UnpackClient
 
@@ -34,12 +35,15 @@ class Collector:
         leases: Leases,
         *,
         discard_unpacked_layers: bool = False,
+        elsewhere: Callable[[], None] = lambda: None,
     ) -> None:
+        """`elsewhere` removes unused layers that are not among Bulkhead's own snapshots."""
         self._store = store
         self._content = content
         self._client = client
         self._leases = leases
         self._discard = discard_unpacked_layers
+        self._elsewhere = elsewhere
         self._wanted = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gc", daemon=True)
@@ -83,6 +87,7 @@ class Collector:
                 return
             self._leases.unless_claimed(digest, partial(self._drop_blob, digest))
         self._collect_partials()
+        self._elsewhere()
 
     def _drop_blob(self, digest: str) -> bool:
         # Looked at once more: an image may have come to need it since the list was made.
@@ -118,7 +123,7 @@ def _unlink(path: str) -> bool:
     return True
 
 
-def remove_snapshot(store: Store, snapshotter: Snapshotter, snapshot: Snapshot) -> None:
+def remove_snapshot(store: Store, snapshotters: Snapshotters, snapshot: Snapshot) -> None:
     """Remove a container's snapshot: directory first, so that a crash leaves a record to act on."""
-    snapshotter.remove(str(snapshot.name))
+    snapshotters.remove(snapshot)
     store.remove_snapshot(snapshot.key)

@@ -1,6 +1,7 @@
 """What image-svc is made of, put together once."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from bulkhead import paths
 from bulkhead.config.model import Config
@@ -11,6 +12,10 @@ from image_svc.decryption import Gatekeeper
 from image_svc.gc import Collector
 from image_svc.ingest import Content
 from image_svc.leases import Leases
+from image_svc.proxied import Proxies
+from image_svc.proxied.bring import ProxiedBringer
+from image_svc.proxied.collect import ProxiedGarbage
+from image_svc.proxied.ready import Ready
 from image_svc.pull import Puller
 from image_svc.recovery import Recovery
 from image_svc.registry.registries import Registries
@@ -32,6 +37,7 @@ class Parts:
     leases: Leases
     gatekeeper: Gatekeeper
     snapshotters: Snapshotters
+    ready: Ready
     catalogue: Catalogue
     bringer: Bringer
     puller: Puller
@@ -50,12 +56,17 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
     store = Store(paths.image_records(config.root) / "images.db")
     leases = Leases()
     gatekeeper = Gatekeeper(config.state, config.images.key_model)
-    snapshotters = Snapshotters(config.images.snapshotter, config.root, client)
+    proxies = Proxies(config.proxy_plugins)
+    snapshotters = Snapshotters(config.images.snapshotter, config.root, client, store, proxies)
     registries = Registries(config)
     gate = Gate(config.image_verifier, content, store)
     damage = Damage(store, content, client)
     bringer = Bringer(config, content, store, client, gatekeeper)
+    proxied = ProxiedBringer(config, content, store, client, gatekeeper, bringer, proxies)
+    elsewhere = partial(snapshotters.elsewhere, proxied)
+    puller = Puller(registries, content, bringer, gatekeeper, leases, checks=(gate.pulled,), elsewhere=elsewhere)
     discard = config.images.discard_unpacked_layers
+    garbage = ProxiedGarbage(store, leases, proxies)
     return Parts(
         config=config,
         content=content,
@@ -64,11 +75,12 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
         leases=leases,
         gatekeeper=gatekeeper,
         snapshotters=snapshotters,
+        ready=Ready(store, snapshotters, puller, config.bulkhead.pull_timeout),
         catalogue=Catalogue(store, config.images.pinned_images.values()),
         bringer=bringer,
-        puller=Puller(registries, content, bringer, gatekeeper, leases, checks=(gate.pulled,)),
-        collector=Collector(store, content, client, leases, discard_unpacked_layers=discard),
-        usage=ContainerUsage(store, client, config.images.stats_collect_period),
+        puller=puller,
+        collector=Collector(store, content, client, leases, discard_unpacked_layers=discard, elsewhere=garbage.collect),
+        usage=ContainerUsage(store, client, config.images.stats_collect_period, proxies),
         recovery=Recovery(store, content, client),
         damage=damage,
         registries=registries,

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
@@ -43,6 +43,25 @@ class Place(Documents, Origin, Protocol):
 Check = Callable[[Reference, Found, Place, Purpose, Patience], None]
 
 
+class Brings(Protocol):
+    """What brings an image's layers to where they are wanted."""
+
+    def bring(
+        self,
+        image: NewImage,
+        documents: Mapping[str, int],
+        origin: Origin,
+        patience: Patience,
+        progress: Progress,
+        purpose: Purpose,
+    ) -> None:
+        """Have every layer there, and the image recorded; `documents` are sizes of blobs, by digest, to record."""
+
+
+#: Gives, for the name of a snapshotter, what brings an image into it; None for Bulkhead's own ("" is the node's).
+Elsewhere = Callable[[str, Reference, Found], Brings | None]
+
+
 class Puller:
     """Pulls images into the store; any number of pulls at once share what they have in common."""
 
@@ -55,6 +74,7 @@ class Puller:
         leases: Leases,
         *,
         checks: Sequence[Check] = (),
+        elsewhere: Elsewhere = lambda snapshotter, name, found: None,
         host: Platform | None = None,
     ) -> None:
         self._registries = registries
@@ -63,6 +83,7 @@ class Puller:
         self._gatekeeper = gatekeeper
         self._leases = leases
         self._checks = (self._authorised, *checks)
+        self._elsewhere = elsewhere
         self._host = host or platforms.current()
         #: Those under way, for whoever watches.
         self.pulls = Pulls()
@@ -74,10 +95,11 @@ class Puller:
         patience: Patience,
         purpose: Purpose = ANYBODY,
         progress: Progress | None = None,
+        snapshotter: str = "",
     ) -> str:
         """Pull an image completely and return its id; nothing of it is listed before that.
 
-        `progress` is written for whoever watches this pull.
+        `progress` is written for whoever watches this pull. The layers go to that snapshotter, or the node's.
         """
         name = reference.parse(image)
         began = time.monotonic()
@@ -87,7 +109,7 @@ class Puller:
             with repository.held(), self._freeing(progress), self._leases.lease() as lease:
                 with stage("pull_resolve"):
                     target = repository.resolve(patience)
-                size = self._take(name, target, repository, lease, patience, purpose, progress)
+                size = self._take(name, target, repository, lease, patience, purpose, progress, snapshotter)
         seconds = round(time.monotonic() - began, 3)
         fields = {"reference": str(name), "image": progress.image_id, "bytes": size, "seconds": seconds}
         logger.info("image pulled", extra=fields)
@@ -100,6 +122,7 @@ class Puller:
         patience: Patience,
         progress: Progress | None = None,
         purpose: Purpose = ANYBODY,
+        snapshotter: str = "",
     ) -> str:
         """Make an image, whose blobs are all in the content store, one that can be run; return its id.
 
@@ -107,7 +130,7 @@ class Puller:
         """
         with self.pulls.shown(progress or Progress(str(name))) as progress, self._leases.lease() as lease:
             try:
-                self._take(name, target, LocalContent(name), lease, patience, purpose, progress)
+                self._take(name, target, LocalContent(name), lease, patience, purpose, progress, snapshotter)
             except OSError as error:
                 raise telemetry.disk_failure(f"import of {name}", error) from error
         return progress.image_id
@@ -121,6 +144,7 @@ class Puller:
         patience: Patience,
         purpose: Purpose,
         progress: Progress,
+        snapshotter: str,
     ) -> int:
         """Bring what a name stands for and return the bytes of its blobs."""
         finder = Finder(place, self._content, lease, patience)
@@ -134,7 +158,8 @@ class Puller:
             check(name, found, place, purpose, patience)
         progress.state = PullState.FETCHING
         with stage("pull_layers"):
-            self._bringer.bring(_image(name, found), finder.fetched, place, patience, progress, purpose)
+            bringer = self._elsewhere(snapshotter, name, found) or self._bringer
+            bringer.bring(_image(name, found), finder.fetched, place, patience, progress, purpose)
         return found.manifest.size
 
     @contextmanager

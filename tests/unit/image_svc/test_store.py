@@ -323,7 +323,7 @@ def test_a_database_of_the_first_format_is_brought_up(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     Store(path).close()
     with sqlite3.connect(path) as raw:
-        raw.executescript("DROP TABLE held; DROP TABLE content_names; PRAGMA user_version=1")
+        raw.executescript("DROP TABLE held; DROP TABLE content_names; DROP TABLE proxied_layers; PRAGMA user_version=1")
     raw.close()
 
     opened = Store(path)

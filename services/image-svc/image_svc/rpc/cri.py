@@ -15,9 +15,12 @@ from image_svc.parts import Parts
 from image_svc.patience import Patience
 from image_svc.purpose import Purpose
 from image_svc.store import Image
+from image_svc.unpack.client import Usage
 
 #: Images in one message of StreamImages.
 _BATCH = 500
+#: containerd, internal/cri/annotations.
+RUNTIME_HANDLER = "io.containerd.cri.runtime-handler"
 
 
 class CriImages(ImageServiceServicer):
@@ -83,7 +86,8 @@ class CriImages(ImageServiceServicer):
         self._parts.recovery.wait(patience)
         auth = request.auth if request.HasField("auth") else None
         purpose = Purpose.of(request.sandbox_config)
-        image_id = self._parts.puller.pull(image, auth, patience, purpose)
+        snapshotter = self._parts.config.snapshotter_of(_handler(request))
+        image_id = self._parts.puller.pull(image, auth, patience, purpose, snapshotter=snapshotter)
         self._parts.collector.kick()
         return api_pb2.PullImageResponse(image_ref=image_id)
 
@@ -104,12 +108,22 @@ class CriImages(ImageServiceServicer):
         self, request: api_pb2.ImageFsInfoRequest, context: grpc.ServicerContext
     ) -> api_pb2.ImageFsInfoResponse:
         """Say how much images (blobs and unpacked layers) and containers (writable layers) take."""
-        now = time.time_ns()
-        used, inodes = self._parts.store.usage()
-        writable = self._parts.usage.total()
-        images = _filesystem(now, self._parts.config.root, used, inodes)
-        containers = _filesystem(now, self._parts.config.root, writable.bytes, writable.inodes)
-        return api_pb2.ImageFsInfoResponse(image_filesystems=[images], container_filesystems=[containers])
+        now, config = time.time_ns(), self._parts.config
+        writable, layers = self._parts.usage.by_snapshotter(), self._parts.store.proxied_usage()
+        images = {"": self._parts.store.usage(), **layers}
+        response = api_pb2.ImageFsInfoResponse()
+        # The node's own snapshotter first: the kubelet looks at the first of each kind.
+        for name in sorted({*images, *writable}, key=lambda name: name != self._parts.snapshotters.default_proxy):
+            root = (config.exports_of(name) if name else None) or config.root
+            taken = writable.get(name, Usage(0, 0))
+            response.image_filesystems.append(_filesystem(now, root, *images.get(name, (0, 0))))
+            response.container_filesystems.append(_filesystem(now, root, taken.bytes, taken.inodes))
+        return response
+
+
+def _handler(request: api_pb2.PullImageRequest) -> str:
+    """Return the runtime handler that an image is for: the CRI's word, or an annotation of kubelets without it."""
+    return request.image.runtime_handler or request.sandbox_config.annotations.get(RUNTIME_HANDLER, "")
 
 
 def _named(image: api_pb2.ImageSpec) -> str:

@@ -1,11 +1,12 @@
 """bulkhead.images.v1.Images: images as something to run."""
 
+import logging
 import time
 
 import grpc
 
 from bulkhead import rpc
-from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound
+from bulkhead.errors import BulkheadError, FailedPrecondition, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
 from bulkhead.proto.images_pb2_grpc import ImagesServicer
 from image_svc import reference
@@ -13,8 +14,10 @@ from image_svc.gc import remove_snapshot
 from image_svc.parts import Parts
 from image_svc.patience import Patience
 from image_svc.purpose import Purpose
-from image_svc.snapshots import Prepared, Snapshotter
+from image_svc.snapshots import Prepared
 from image_svc.store import Image, Snapshot
+
+logger = logging.getLogger(__name__)
 
 #: Longest wait for what Prepare needs of other processes, seconds.
 _PREPARE = 60.0
@@ -58,13 +61,13 @@ class RunImages(ImagesServicer):
             self._parts.gatekeeper.check(image.id, _purpose(request), layers, patience)
         self._parts.gate.prepared(image, manifest, patience)
         with self._parts.leases.lease() as lease:
-            lease.claim(*(layer.chain_id for layer in self._parts.store.chain(image.chain_id) or ()))
+            lease.claim(*(layer.chain_id for layer in self._parts.store.manifest_layers(manifest)))
+            if self._parts.store.snapshot(request.key) is None:
+                self._parts.ready.ensure(image, manifest, request.snapshotter, _purpose(request), patience)
             return _plan(self._snapshot(request, image, manifest))
 
     def _snapshot(self, request: images_pb2.PrepareRequest, image: Image, manifest: str) -> Prepared:
         snapshotter = self._parts.snapshotters.get(request.snapshotter)
-        if self._parts.store.chain(image.chain_id) is None:
-            raise FailedPrecondition(f"image {image.id}: a layer is missing; pull the image again")
         known = self._parts.store.snapshot(request.key)
         if known is None:
             name = self._parts.store.new_names(1)[0]
@@ -72,16 +75,15 @@ class RunImages(ImagesServicer):
             known = self._parts.store.add_snapshot(new)
         if known.image_id != image.id:
             raise FailedPrecondition(f"snapshot {request.key!r} was made from image {known.image_id}, not {image.id}")
-        names = [str(layer.name) for layer in self._parts.store.chain(known.chain_id) or ()]
         try:
-            prepared = self._parts.snapshotters.get(known.snapshotter).prepare(str(known.name), names)
+            prepared = self._parts.snapshotters.prepare(known)
         except (NotFound, FailedPrecondition) as error:
             if image.id in self._parts.damage.layers():
                 raise FailedPrecondition(f"image {image.id} has lost a layer; pull the image again") from error
             raise
         if self._parts.store.snapshot(request.key) is None:
             # Removed while it was made: whoever asked for the removal must find it gone.
-            self._parts.snapshotters.get(known.snapshotter).remove(str(known.name))
+            self._parts.snapshotters.remove(known)
             raise NotFound(f"snapshot {request.key!r} was removed while it was being prepared")
         return prepared
 
@@ -90,7 +92,7 @@ class RunImages(ImagesServicer):
         """Drop a container's snapshot; an unknown key succeeds."""
         known = self._parts.store.snapshot(request.key)
         if known is not None:
-            remove_snapshot(self._parts.store, self._parts.snapshotters.get(known.snapshotter), known)
+            remove_snapshot(self._parts.store, self._parts.snapshotters, known)
             self._parts.collector.kick()
         return images_pb2.RemoveResponse()
 
@@ -101,12 +103,20 @@ class RunImages(ImagesServicer):
         older = self._parts.store.snapshots(before=request.as_of or time.time_ns())
         for snapshot in older:
             if snapshot.key not in keys:
-                snapshotter: Snapshotter = self._parts.snapshotters.get(snapshot.snapshotter)
-                remove_snapshot(self._parts.store, snapshotter, snapshot)
+                self._drop(snapshot)
         self._parts.collector.kick()
         return images_pb2.RetainResponse(
             missing=sorted(keys - {snapshot.key for snapshot in self._parts.store.snapshots()})
         )
+
+    def _drop(self, snapshot: Snapshot) -> None:
+        """Remove a snapshot; one whose snapshotter does not answer stays until the next time, and in nobody's way."""
+        try:
+            remove_snapshot(self._parts.store, self._parts.snapshotters, snapshot)
+        except BulkheadError as error:
+            if self._parts.snapshotters.proxy(snapshot.snapshotter) is None:
+                raise
+            logger.warning("snapshot %s stays: %s", snapshot.key, error)
 
 
 def _manifest_for(image: Image, *names: str) -> str:

@@ -12,7 +12,10 @@ from image_svc.snapshots.native import Native
 from image_svc.snapshots.overlayfs import Overlayfs
 from image_svc.unpack.client import UnpackClient
 
-__all__ = ["Mount", "Prepared", "Snapshotter", "open_snapshotter"]
+__all__ = ["OWN", "Mount", "Prepared", "Snapshotter", "open_snapshotter"]
+
+#: The snapshotters that Bulkhead has itself. They share the unpacked layers.
+OWN = ("overlayfs", "native")
 
 
 def open_snapshotter(name: str, root: Path, client: UnpackClient) -> Snapshotter:

@@ -24,11 +24,15 @@ class Prepared:
 
 
 class Snapshotter(Protocol):
-    """Makes root file systems out of unpacked and settled layers; `chain` is always base first."""
+    """Makes root file systems out of layers; `chain` is always base first.
+
+    Names of snapshots and layers are the snapshotter's own: numbers for Bulkhead's, for a proxy containers' ids and
+    chain ids.
+    """
 
     @property
     def name(self) -> str:
-        """What the configuration calls it: overlayfs, native."""
+        """What the configuration calls it: overlayfs, native, or a proxy plugin's name."""
 
     def prepare(self, name: str, chain: Sequence[str]) -> Prepared:
         """Make the writable snapshot `name` on top of `chain`, or return the plan of the one that is there."""
