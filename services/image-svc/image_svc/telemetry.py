@@ -19,8 +19,8 @@ RESUMED_BYTES = Counter(
 )
 RETRIES = Counter(
     "bulkhead_image_pull_retries_total",
-    "Steps of pulls that were tried again, by reason: unpacker (it was killed), corrupt (a blob of another digest),"
-    " shared (a pull that this one waited for had failed).",
+    "Steps of pulls that were tried again, by reason: registry (all its hosts were asked once more), unpacker (it was"
+    " killed), corrupt (a blob of another digest), shared (a pull that this one waited for had failed).",
     ["reason"],
 )
 PULLING = Gauge("bulkhead_image_pulls_in_progress", "Image pulls under way.")

@@ -13,7 +13,7 @@ import httpx
 from bulkhead.config.model import Registry
 from bulkhead.errors import BulkheadError, DataLoss, FailedPrecondition, NotFound, PermissionDenied
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import digests, media
+from image_svc import digests, media, telemetry
 from image_svc.credentials import Providers
 from image_svc.patience import Patience
 from image_svc.reference import Reference
@@ -237,6 +237,7 @@ class Repository:
             wait = max(wait, self._retry.first_wait * 2 ** max(idle - 1, 0))
             if not left or idle >= self._retry.rounds or wait > self._retry.longest_wait:
                 raise _worst(failures)
+            telemetry.RETRIES.labels("registry").inc()
             patience.sleep(wait)
 
 
