@@ -68,6 +68,7 @@ class Snapshotters:
     def _opened(self, name: str) -> Snapshotter:
         proxy = self._proxies.get(name)
         if proxy is not None:
+            proxy.require_root()
             return Proxied(proxy)
         if name not in OWN:
             known = ", ".join((*OWN, *sorted(each.name for each in self._proxies.all())))

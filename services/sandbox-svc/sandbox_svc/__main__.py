@@ -52,7 +52,7 @@ def build(config: Config) -> Node:
         config=config,
         database=Database(config.root / "sandboxes.db"),
         model=model,
-        images=Images(config.state, model.keys, config.root / "snapshots"),
+        images=Images(config.state, model.keys, config.root / "snapshots", config.exports_of),
         networks=cni.managers(config),
         runtimes=Runtimes(config.runtime, config.state, zygote.working_crun()),
         facts=facts.collect(LinuxHost(), config.runtime.restrict_oom_score_adj),

@@ -47,13 +47,24 @@ class Image:
 class Images:
     """The client; image-svc may restart at any time, and is told the valid snapshots when it comes back."""
 
-    def __init__(self, state: Path, valid: Callable[[], list[str]], snapshots: Path) -> None:
+    def __init__(
+        self,
+        state: Path,
+        valid: Callable[[], list[str]],
+        snapshots: Path,
+        exports: Callable[[str], Path | None] = lambda snapshotter: None,
+    ) -> None:
+        """Call the image-svc of that state directory, which is told of the `valid` snapshots.
+
+        `exports` gives the directory of a proxy snapshotter, None for one of Bulkhead's own.
+        """
         self._channel = rpc.channel(str(paths.service_socket(state, SERVICE)))
         self._images = images_pb2_grpc.ImagesStub(self._channel)
         self._cri = api_pb2_grpc.ImageServiceStub(self._channel)
         self._valid = valid
         #: Where the unpack helper keeps what mounts are made of.
         self._snapshots = snapshots
+        self._exports = exports
         self._parsed: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
         self._seen = threading.Event()
@@ -135,7 +146,11 @@ class Images:
             answer: images_pb2.PrepareResponse = rpc.call(
                 self._images.Prepare, request, service=SERVICE, timeout=CALL_TIMEOUT
             )
-        plan.check(answer, self._snapshots)
+        root = self._exports(snapshotter)
+        if root is None:
+            plan.check(answer, self._snapshots)
+        else:
+            plan.check_foreign(answer, root)
         return answer
 
     def remove(self, key: str) -> None:

@@ -52,3 +52,57 @@ def test_anything_else(plan_: images_pb2.PrepareResponse) -> None:
     """A plan that reaches elsewhere is refused, however it is written."""
     with pytest.raises(PermissionDenied, match="not made of its snapshots"):
         plan.check(plan_, ROOT)
+
+
+@pytest.fixture
+def exports(tmp_path: Path) -> Path:
+    """Return the directory of a proxy snapshotter with two layers and a container's snapshot."""
+    for name in ("1/fs", "2/fs/etc", "9/fs", "9/work"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+    (tmp_path / "snapshots/9/fs/out").symlink_to("/")
+    (tmp_path / "snapshots/link").symlink_to("9/fs")
+    return tmp_path
+
+
+def foreign(root: Path, **changed: str) -> images_pb2.PrepareResponse:
+    """Return what a proxy snapshotter answers with, with some options in another form."""
+    own = f"{root}/snapshots"
+    options = {"workdir": f"{own}/9/work", "upperdir": f"{own}/9/fs", "lowerdir": f"{own}/2/fs:{own}/1/fs"} | changed
+    return answer(*(f"{name}={value}" for name, value in options.items()), upper_dir=f"{own}/9/fs")
+
+
+def test_snapshots_of_a_proxy(exports: Path) -> None:
+    """What lies below its directory passes, as an overlay and as a bind mount."""
+    plan.check_foreign(foreign(exports), exports)
+    plan.check_foreign(answer("rw", "rbind", type="bind", source=f"{exports}/snapshots/1/fs"), exports)
+
+
+def test_a_proxys_plan_is_nothing_for_other_snapshotters(exports: Path) -> None:
+    """Its directory counts for its own snapshots only."""
+    with pytest.raises(PermissionDenied, match="not made of its snapshots"):
+        plan.check(foreign(exports), ROOT)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"lowerdir": "/etc"},
+        {"lowerdir": "{root}/snapshots/1/fs:/"},
+        {"lowerdir": "{root}/snapshots/../../etc"},
+        {"lowerdir": "{root}/snapshots/2/fs/etc"},
+        {"lowerdir": "{root}/snapshots/9/fs/out/etc"},
+        {"lowerdir": "{root}/snapshots/link"},
+        {"lowerdir": "{root}/snapshots/7/fs"},
+        {"lowerdir": "{root}/snapshots/1/fs:"},
+        {"upperdir": "{root}2/snapshots/1/fs"},
+        {"upperdir": "{root}"},
+        {"upperdir": "{root}/snapshots/9/fs,metacopy=on"},
+        {"workdir": "{root}/snapshots//9/work"},
+        {"redirect_dir": "on"},
+    ],
+)
+def test_what_reaches_out_of_a_proxys_directory(exports: Path, changed: dict[str, str]) -> None:
+    """Other places, links on the way, and what is within a snapshot are refused, and options that lead elsewhere."""
+    made = {name: value.format(root=exports) for name, value in changed.items()}
+    with pytest.raises(PermissionDenied):
+        plan.check_foreign(foreign(exports, **made), exports)

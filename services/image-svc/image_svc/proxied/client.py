@@ -49,13 +49,11 @@ class Proxy:
         self._channel = rpc.channel(address)
         self._stub = SnapshotsStub(self._channel)
 
-    @property
-    def root(self) -> Path:
-        """The directory that its mounts lie below; FailedPrecondition if the configuration does not say."""
+    def require_root(self) -> None:
+        """Raise FailedPrecondition if the configuration does not say which directory its mounts lie below."""
         if self._root is None:
             text = f"proxy_plugins.{self.name}.exports has no root: the directory that its snapshots lie below"
             raise FailedPrecondition(f"snapshotter {self.name}: {text}")
-        return self._root
 
     def close(self) -> None:
         """Close the connection."""
