@@ -1,14 +1,18 @@
-"""The one place that starts programs from a service: CNI plugins, runtimes and shims, which end, and NRI plugins.
+"""The one place that starts programs from a service: CNI plugins, runtimes and shims, which end, NRI plugins, filters.
 
 Other long-lived children are the supervisor's (bulkhead.supervisor) and the shim's own (sandbox_svc.shim.reaper).
 """
 
 import contextlib
+import fcntl
 import logging
 import os
+import select
 import selectors
+import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,6 +149,102 @@ def start(args: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int
         )
     except OSError as error:
         raise NotFound(f"{args[0]}: {error.strerror}") from error
+
+
+class Filter:
+    """A program between two descriptors, in a process group of its own: it reads one and writes the other.
+
+    `payload` is what it finds at descriptor 3; without one that descriptor is closed. NotFound if it cannot be started.
+    """
+
+    def __init__(
+        self, args: Sequence[str], *, source: int, sink: int, env: Mapping[str, str], payload: bytes | None = None
+    ) -> None:
+        self._args = tuple(args)
+        path = shutil.which(args[0], path=env.get("PATH", os.defpath))
+        if path is None:
+            raise NotFound(f"{args[0]}: no such program")
+        self._stderr = bytearray()
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        given = [source, sink, writer]
+        try:
+            if payload is not None:
+                given.append(_memory(payload))
+            moves = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(_above(given))]
+            self._pid = os.posix_spawn(
+                path, self._args, dict(env), file_actions=moves, setpgroup=0, setsigmask=(), setsigdef=(signal.SIGPIPE,)
+            )
+        except OSError as error:
+            os.close(reader)
+            raise NotFound(f"{args[0]}: {error.strerror}") from error
+        finally:
+            for fd in given[2:]:
+                os.close(fd)
+        self._pidfd = os.pidfd_open(self._pid)
+        self._status: int | None = None
+        self._listener = threading.Thread(target=self._listen, args=(reader,), name="stderr", daemon=True)
+        self._listener.start()
+
+    def wait(self, timeout: float) -> Result:
+        """Return how it ended; DeadlineExceeded, and the group killed, if it has not within `timeout` seconds."""
+        if not self._ended(timeout):
+            self.end()
+            raise DeadlineExceeded(f"{self._args[0]} did not end within {timeout:g} s of its output and was killed")
+        self._listener.join(timeout=_DEATH)
+        assert self._status is not None
+        return Result(self._args, os.waitstatus_to_exitcode(self._status), b"", bytes(self._stderr))
+
+    def end(self) -> None:
+        """Kill the group, if it has not ended, and forget the program."""
+        if self._status is None and self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+            self._ended(_DEATH)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _ended(self, timeout: float) -> bool:
+        if self._status is None:
+            waiting = select.poll()
+            waiting.register(self._pidfd, select.POLLIN)
+            if not waiting.poll(max(timeout, 0.0) * 1000):
+                return False
+            # What it leaves behind would hold the pipes; before it is reaped its number is nobody else's.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+            self._status = os.waitpid(self._pid, 0)[1]
+        return True
+
+    def _listen(self, reader: int) -> None:
+        """Keep the end of what it says on standard error."""
+        with os.fdopen(reader, "rb", buffering=0) as stream:
+            while piece := stream.read(_PIECE):
+                self._stderr += piece
+                del self._stderr[:-_PIECE]
+
+
+def _memory(data: bytes) -> int:
+    """Return a memory file that holds the data and is read from its beginning."""
+    fd = os.memfd_create("payload", os.MFD_CLOEXEC)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _above(fds: list[int]) -> list[int]:
+    """Move our own descriptors, those from the third on, above the numbers that the program is to have; return all."""
+    for position in range(2, len(fds)):
+        moved = fcntl.fcntl(fds[position], fcntl.F_DUPFD_CLOEXEC, 10)
+        os.close(fds[position])
+        fds[position] = moved
+    return fds
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

@@ -1,16 +1,17 @@
 """Encrypted images: the decryptor says whether the node has the keys, every time, and turns layers into plain ones."""
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from bulkhead import layers, paths, rpc
-from bulkhead.errors import BulkheadError, FailedPrecondition, Unavailable
+from bulkhead.config.model import Config
+from bulkhead.errors import BulkheadError, Cancelled, FailedPrecondition, Unavailable
 from bulkhead.proto import keys_pb2
 from bulkhead.proto.keys_pb2_grpc import KeysStub
-from image_svc import media
 from image_svc.patience import Patience
+from image_svc.processors import Plain, Routes, Step, process
 from image_svc.purpose import Purpose
 from image_svc.store import Layer
 
@@ -24,14 +25,18 @@ class DecryptorGone(Unavailable):
     """The decryptor ended in the middle of a layer, or is not there."""
 
 
-class Plain:
+class Opened:
     """A layer on its way through the decryptor."""
 
     def __init__(self, reader: int, work: layers.Work, layer: Layer) -> None:
-        #: The plain, still compressed layer comes out of this pipe. Its end proves nothing.
-        self.reader = reader
+        self._reader = reader
         self._work = work
         self._layer = layer
+
+    def take(self) -> int:
+        """Return the pipe that the plain, still compressed layer comes out of, the caller's to close."""
+        reader, self._reader = self._reader, -1
+        return reader
 
     def finish(self, patience: Patience) -> None:
         """Return if every byte that came out has been checked against MAC and digest, else raise why it may not count.
@@ -43,11 +48,18 @@ class Plain:
         except Unavailable as error:
             raise DecryptorGone(f"layer {self._layer.digest}: {error}") from error
 
+    def close(self) -> None:
+        """Hang up."""
+        if self._reader >= 0:
+            os.close(self._reader)
+        self._work.close()
+
 
 class Gatekeeper:
     """Asks the decryptor before an encrypted image is pulled or run, and has it decrypt layers."""
 
-    def __init__(self, state: Path, key_model: str) -> None:
+    def __init__(self, state: Path, key_model: str, config: Config | None = None) -> None:
+        self._routes = Routes(config or Config())
         self._stub = KeysStub(rpc.channel(str(paths.service_socket(state, "decryptor"))))
         self._socket = str(paths.layer_socket(state))
         self._key_model = key_model
@@ -57,7 +69,9 @@ class Gatekeeper:
 
         With an empty `key_model` nothing is asked: decryption is switched off on this node.
         """
-        locked = [layer for layer in encrypted if media.is_encrypted(layer.media_type)]
+        locked = [
+            layer for layer in encrypted if any(step.program is None for step in self._routes.of(layer.media_type))
+        ]
         if not locked:
             return
         if not self._key_model:
@@ -68,11 +82,20 @@ class Gatekeeper:
         rpc.call(self._stub.Check, request, service="decryptor", timeout=timeout)
 
     def decoder(self, layer: Layer, image: str, purpose: Purpose) -> "Decoder | None":
-        """Return what turns a layer into a plain one; None for one that is plain."""
-        return Decoder(self, layer, image, purpose) if media.is_encrypted(layer.media_type) else None
+        """Return what turns a layer into a plain one; None for one that is unpacked as it is."""
+        steps = self._routes.of(layer.media_type)
+        return Decoder(self, steps, layer, image, purpose) if steps else None
+
+    def step(
+        self, step: Step, layer: Layer, image: str, purpose: Purpose, source: int, patience: Patience
+    ) -> AbstractContextManager[Plain]:
+        """Have one step done on what comes out of `source`."""
+        if step.program is None:
+            return self.decrypt(layer, image, purpose, source, patience)
+        return process(step, layer, source, payload=bool(self._key_model))
 
     @contextmanager
-    def decrypt(self, layer: Layer, image: str, purpose: Purpose, source: int, patience: Patience) -> Iterator[Plain]:
+    def decrypt(self, layer: Layer, image: str, purpose: Purpose, source: int, patience: Patience) -> Iterator[Opened]:
         """Have the ciphertext that comes out of `source` decrypted; the block reads it and asks how it ended.
 
         Raises the decryptor's refusal. The caller closes its `source` before it waits for the end.
@@ -80,14 +103,17 @@ class Gatekeeper:
         request = keys_pb2.DecryptRequest(use=purpose.use(image), layer=_asked(layer))
         reader, sink = os.pipe2(os.O_CLOEXEC)
         try:
-            try:
-                work = self._begin(request, source, sink, patience)
-            finally:
-                os.close(sink)
-            with work:
-                yield Plain(reader, work, layer)
-        finally:
+            work = self._begin(request, source, sink, patience)
+        except BaseException:
             os.close(reader)
+            raise
+        finally:
+            os.close(sink)
+        opened = Opened(reader, work, layer)
+        try:
+            yield opened
+        finally:
+            opened.close()
 
     def ping(self, *, timeout: float = 5.0) -> None:
         """Return if the decryptor is there."""
@@ -110,19 +136,56 @@ class Gatekeeper:
 
 
 class Decoder:
-    """The decryption of one layer, as often as it is begun."""
+    """What makes a plain layer of one, as often as it is begun: each step reads what the one before it writes."""
 
-    def __init__(self, gatekeeper: Gatekeeper, layer: Layer, image: str, purpose: Purpose) -> None:
+    def __init__(
+        self, gatekeeper: Gatekeeper, steps: Sequence[Step], layer: Layer, image: str, purpose: Purpose
+    ) -> None:
         self._gatekeeper = gatekeeper
+        self._steps = steps
         self._of = (layer, image, purpose)
 
-    def open(self, source: int, patience: Patience) -> AbstractContextManager[Plain]:
-        """Begin to decrypt what comes out of `source`."""
-        return self._gatekeeper.decrypt(*self._of, source, patience)
+    @contextmanager
+    def open(self, source: int, patience: Patience) -> Iterator["Chain"]:
+        """Begin with what comes out of `source`, which stays the caller's to close."""
+        with ExitStack() as held:
+            chain: list[Plain] = []
+            for step in self._steps:
+                try:
+                    begun = held.enter_context(self._gatekeeper.step(step, *self._of, source, patience))
+                finally:
+                    if chain:
+                        os.close(source)
+                chain.append(begun)
+                source = begun.take()
+            yield Chain(source, chain)
 
     def ping(self, *, timeout: float = 5.0) -> None:
-        """Return if the decryptor is there."""
-        self._gatekeeper.ping(timeout=timeout)
+        """Return if the decryptor is there, where it is needed."""
+        if any(step.program is None for step in self._steps):
+            self._gatekeeper.ping(timeout=timeout)
+
+
+class Chain:
+    """A layer on its way through all its steps."""
+
+    def __init__(self, reader: int, steps: Sequence[Plain]) -> None:
+        #: The plain layer comes out of this pipe, which is the reader's to close.
+        self.reader = reader
+        self._steps = steps
+
+    def finish(self, patience: Patience) -> None:
+        """Return if every step says that what it wrote counts, else raise the reason that explains the others."""
+        failed: list[BulkheadError] = []
+        for step in self._steps:
+            try:
+                step.finish(patience)
+            except BulkheadError as error:
+                failed.append(error)
+        # A step whose reader went away was cut short by a later one.
+        telling = [each for each in failed if not isinstance(each, Cancelled)]
+        if failed:
+            raise (telling or failed)[0]
 
 
 def _asked(layer: Layer) -> keys_pb2.Layer:

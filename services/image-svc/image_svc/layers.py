@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
 from bulkhead.errors import Aborted, BulkheadError, Cancelled, DataLoss, Internal
 from bulkhead.metrics import stage
 from image_svc import telemetry
-from image_svc.decryption import Decoder, DecryptorGone, Plain
+from image_svc.decryption import Chain, Decoder, DecryptorGone
 from image_svc.download import CorruptBlob
 from image_svc.ingest import Ingest
 from image_svc.patience import Patience
@@ -180,12 +180,12 @@ class Unpacking(Job[Unpacked]):
         reader, writer = os.pipe2(os.O_CLOEXEC)
         _widen(writer)
         with ExitStack() as held:
-            plain: Plain | None = None
+            plain: Chain | None = None
             try:
                 if self._decoder is not None:
                     plain = held.enter_context(self._decoder.open(reader, self.patience))
                     os.close(reader)
-                    reader = os.dup(plain.reader)
+                    reader = plain.reader  # the helper's alone: once it lets go, whoever writes there is told
             except BaseException:
                 os.close(writer)
                 os.close(reader)
@@ -202,14 +202,15 @@ class Unpacking(Job[Unpacked]):
             os.close(writer)
             return self._end(result, plain)
 
-    def _end(self, result: "Future[Unpacked]", plain: Plain | None) -> Unpacked:
-        """Wait for helper and decryptor. If both failed, the decryptor's reason explains the helper's."""
+    def _end(self, result: "Future[Unpacked]", plain: Chain | None) -> Unpacked:
+        """Wait for helper and decryptor; a reason of the decryptor's own explains the helper's, if both failed."""
         try:
             unpacked = self.patience.wait(result)
         except BulkheadError:
             self.patience.check()
             if plain is not None:
-                plain.finish(self.patience)
+                with suppress(Cancelled):
+                    plain.finish(self.patience)
             raise
         if plain is not None:
             plain.finish(self.patience)

@@ -147,7 +147,8 @@ def parse(tree: dict[str, Any], where: str) -> Manifest:
         raise FailedPrecondition(f"{where}: {len(entries)} layers, at most {LAYER_LIMIT} are possible")
     layers = tuple(descriptor(entry, f"{where}: layers[{number}]") for number, entry in enumerate(entries))
     for number, layer in enumerate(layers):
-        media.check_layer(layer.media_type, f"{where}: layers[{number}] {layer.digest}")
+        elsewhere = bool(entries[number].get("urls"))
+        media.check_layer(layer.media_type, f"{where}: layers[{number}] {layer.digest}", elsewhere=elsewhere)
     if config.size > CONFIG_LIMIT:
         raise FailedPrecondition(f"{where}: config of {config.size} bytes, at most {CONFIG_LIMIT} are allowed")
     return Manifest(config, layers)

@@ -1,5 +1,7 @@
 """Media types of the two manifest families, and which layers can be run."""
 
+from collections.abc import Iterable
+
 from bulkhead.errors import FailedPrecondition
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -29,6 +31,8 @@ _LAYERS = frozenset(
     }
 )
 _FOREIGN = ("application/vnd.docker.image.rootfs.foreign.", "application/vnd.oci.image.layer.nondistributable.")
+# What programs of the configuration turn into layers: of the process, as its configuration is.
+_processed: set[str] = set()
 
 
 def is_encrypted(media_type: str) -> bool:
@@ -36,13 +40,33 @@ def is_encrypted(media_type: str) -> bool:
     return media_type.endswith(_ENCRYPTED)
 
 
-def check_layer(media_type: str, where: str) -> None:
-    """Raise FailedPrecondition, which names the type, for a layer that cannot be run."""
-    base = media_type.removesuffix(_ENCRYPTED)
-    if base.startswith(_FOREIGN):
+def plain_type(media_type: str) -> str:
+    """Return the media type of an encrypted layer once it is decrypted; of a plain one its own."""
+    return media_type.removesuffix(_ENCRYPTED)
+
+
+def processed(media_types: Iterable[str]) -> None:
+    """Let layers of these types pass `check_layer` from now on: a stream processor accepts them."""
+    _processed.update(media_types)
+
+
+def is_layer(media_type: str) -> bool:
+    """Whether a layer of this type, which is plain, can be unpacked."""
+    foreign = media_type.startswith(_FOREIGN) and ".tar" in media_type
+    return media_type in _LAYERS or foreign
+
+
+def check_layer(media_type: str, where: str, *, elsewhere: bool = False) -> None:
+    """Raise FailedPrecondition, which names the type, for a layer that cannot be run.
+
+    Foreign layers lie at other servers (`elsewhere`: the descriptor has urls), and are not fetched. One that is
+    encrypted and names no other place is in the registry itself.
+    """
+    base = plain_type(media_type)
+    if base.startswith(_FOREIGN) and (elsewhere or not is_encrypted(media_type)) and media_type not in _processed:
         text = f"{where}: foreign layers ({media_type[:200]!r}) are not fetched: they lie at other servers"
         raise FailedPrecondition(text)
-    if base not in _LAYERS:
+    if not is_layer(base) and media_type not in _processed:
         raise FailedPrecondition(f"{where}: unknown layer media type {media_type[:200]!r}")
 
 

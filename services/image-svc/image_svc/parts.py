@@ -55,7 +55,7 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
     content = Content(config.root)
     store = Store(paths.image_records(config.root) / "images.db")
     leases = Leases()
-    gatekeeper = Gatekeeper(config.state, config.images.key_model)
+    gatekeeper = Gatekeeper(config.state, config.images.key_model, config)
     proxies = Proxies(config.proxy_plugins)
     snapshotters = Snapshotters(config.images.snapshotter, config.root, client, store, proxies)
     registries = Registries(config)

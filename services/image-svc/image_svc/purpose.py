@@ -18,14 +18,17 @@ class Purpose:
     labels: Mapping[str, str] = field(default_factory=dict)
     #: A grant of root's at the decryptor (`run --key`), whose keys may be used as well as the node's.
     grant: str = ""
+    #: What is not known yet, so that the key policy does not decide by it.
+    open: "keys_pb2.Use.Open" = keys_pb2.Use.NOTHING
 
     @classmethod
     def of(cls, sandbox: api_pb2.PodSandboxConfig) -> "Purpose":
-        """Return what the kubelet says with a pull."""
+        """Return what the kubelet says with a pull: everything but the service account."""
         metadata = sandbox.metadata
         if not metadata.name:
             return cls()
-        return cls(f"{metadata.namespace}/{metadata.name}", metadata.namespace, labels=dict(sandbox.labels))
+        pod, labels = f"{metadata.namespace}/{metadata.name}", dict(sandbox.labels)
+        return cls(pod, metadata.namespace, labels=labels, open=keys_pb2.Use.SERVICE_ACCOUNT)
 
     def use(self, image: str) -> keys_pb2.Use:
         """Return it as the decryptor wants to hear it."""
@@ -36,4 +39,5 @@ class Purpose:
             service_account=self.service_account,
             pod_labels=self.labels,
             grant=self.grant,
+            open=self.open,
         )
