@@ -84,8 +84,13 @@ def build(root: Path, nodes: list[Node], below: set[str]) -> None:
     folders = {node.folder for node in nodes} | {"."}
     for folder in sorted(folders):
         (root / folder).mkdir(parents=True, exist_ok=True)
+    closed = {node.folder for node in nodes if node.kind == "opaque" and node.folder in below}
+    for folder in closed:
+        below -= {each for each in below if under(each, folder)}
     for node in nodes:
-        if node.kind in ("whiteout", "opaque") and node.folder not in below:
+        if node.kind == "opaque" and node.folder not in closed:
+            continue
+        if node.kind == "whiteout" and node.folder not in below:
             continue
         with contextlib.suppress(FileExistsError, FileNotFoundError, IsADirectoryError):
             make(root, node)
@@ -96,12 +101,16 @@ def build(root: Path, nodes: list[Node], below: set[str]) -> None:
     os.utime(root, ns=(1_400_000_000_000_000_000,) * 2)
 
 
+def under(folder: str, above: str) -> bool:
+    """Tell whether a folder is another one or lies in it."""
+    return above == "." or folder == above or folder.startswith(f"{above}/")
+
+
 def make(root: Path, node: Node) -> None:
     """Make one file with all its metadata."""
     path = root / node.folder / node.name
     if node.kind == "opaque":
-        if node.folder != ".":  # overlayfs shows what lies below an opaque root all the same, as under containerd
-            (path.parent / ".wh..wh..opq").touch(exist_ok=True)
+        (path.parent / ".wh..wh..opq").touch(exist_ok=True)
         return
     if node.kind == "whiteout":
         if not path.exists():

@@ -58,7 +58,7 @@ class Helper:
     def settled(self, name: str) -> None:
         """Make a layer that may be used."""
         self.layer(name)
-        self.run("settle", {"settled": 0}, chain=[name])
+        self.run("settle", {"settled": 0, "grown": []}, chain=[name])
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_layer_is_unpacked_settled_and_complete(helper: Helper) -> None:
     assert helper.snapshots.state("1") is State.ABSENT
     helper.layer("1")
     assert helper.snapshots.state("1") is State.PENDING
-    assert helper.run("settle", {"settled": 2}, chain=["1"]) == {"settled": 2}
+    assert helper.run("settle", {"settled": 2, "grown": []}, chain=["1"]) == {"settled": 2}
     assert helper.snapshots.state("1") is State.COMPLETE
     assert helper.run("settle", chain=["1"]) == {"settled": 0}
     assert helper.run("list") == {"snapshots": [("1", True)]}
@@ -90,7 +90,7 @@ def test_a_chain_is_settled_by_one_worker_or_none(helper: Helper) -> None:
     helper.layer("3")
     helper.layer("4")
 
-    assert helper.run("settle", {"settled": 3}, chain=["1", "2", "3", "4"]) == {"settled": 3}
+    assert helper.run("settle", {"settled": 3, "grown": []}, chain=["1", "2", "3", "4"]) == {"settled": 3}
     assert {helper.snapshots.state(name) for name in "1234"} == {State.COMPLETE}
 
 

@@ -88,9 +88,7 @@ class Operations:
             counts = yield self._streaming(root, source, (implicit, hidden), work, limits)
             answer = protocol.unpacked(counts)
             if answer["opaque"]:
-                listed = _closing(stack, self._snapshots.read(f"{name}/opaque"))
-                marking = Confinement(root, confine.OPAQUE, (listed,), seconds=limits.seconds)
-                yield Step(marking, functools.partial(opaque.mark, listed), limits.seconds)
+                yield self._marking(stack, name, root, limits.seconds)
         self._snapshots.unpacked(name)
         return answer
 
@@ -112,6 +110,12 @@ class Operations:
                 yield Step(marking, functools.partial(opaque.mark, place.opaque), limits.seconds)
             yield from place.finish(answer["implicit"])
         return answer
+
+    def _marking(self, stack: contextlib.ExitStack, name: str, root: int, seconds: float) -> Step:
+        """Return the step that marks a layer's opaque directories."""
+        listed = _closing(stack, self._snapshots.read(f"{name}/opaque"))
+        marking = Confinement(root, confine.OPAQUE, (listed,), seconds=seconds)
+        return Step(marking, functools.partial(opaque.mark, listed), seconds)
 
     def _streaming(
         self, root: int, source: int, lists: tuple[int, ...], work: Callable[[Ring], Answer], limits: Limits
@@ -145,10 +149,14 @@ class Operations:
                 raise NotFound(f"snapshot {name} is {state.value}")
         pending = [name for name in chain if states[name] is State.PENDING]
         settled = 0
-        if any(self._snapshots.size(f"{name}/implicit") for name in pending):
+        if any(self._snapshots.size(f"{name}/{kind}") for name in pending for kind in ("implicit", "opaque")):
             work = functools.partial(settle.settle_all, chain, pending)
             answer = yield self._across(confine.FILES, work, _SETTLE_SECONDS)
             settled = int(answer["settled"])
+            for name in set(pending) & set(answer["grown"]):
+                with contextlib.ExitStack() as stack:
+                    root = _closing(stack, self._snapshots.open(f"{name}/fs"))
+                    yield self._marking(stack, name, root, _SETTLE_SECONDS)
         for name in pending:
             self._snapshots.complete(name)
         return {"settled": settled}

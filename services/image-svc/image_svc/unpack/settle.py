@@ -76,13 +76,48 @@ def copy_metadata(source: int, target: int) -> None:
 
 
 def settle_all(chain: Sequence[str], pending: Sequence[str]) -> dict[str, Any]:
-    """Settle the pending layers of a chain (base first) and return how many directories changed."""
+    """Settle the pending layers of a chain (base first).
+
+    Returns how many directories changed, and the layers whose list of opaque directories has grown.
+    """
     opened = [Lower(name) for name in chain]
-    changed = 0
+    changed, grown = 0, []
     for position, name in enumerate(chain):
         if name in pending:
-            changed += settle(opened[position], name, opened[:position][::-1])
-    return {"settled": changed}
+            own, lowers = opened[position], opened[:position][::-1]
+            changed += settle(own, name, lowers)
+            if own.hides(b".") and close_root(own, name, lowers):
+                grown.append(name)
+    return {"settled": changed, "grown": grown}
+
+
+def close_root(own: Lower, name: str, lowers: Sequence[Lower]) -> bool:
+    """Hide all that lies below a layer whose root is opaque, name by name: overlayfs looks for no mark on a root.
+
+    Returns whether directories were added to the layer's list of those to be marked.
+    """
+    hidden: set[str] = set()
+    for lower in lowers:
+        fd = lower.open(b".")
+        hidden.update(os.listdir(fd))
+        os.close(fd)
+        if lower.hides(b"."):
+            break
+    root = own.open(b".")
+    listed = os.open(f"/{name}/opaque", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    marks = paths.PathList(listed)
+    for entry in sorted(hidden):
+        try:
+            found = os.stat(entry, dir_fd=root, follow_symlinks=False)
+        except FileNotFoundError:
+            os.mknod(entry, stat.S_IFCHR, os.makedev(0, 0), dir_fd=root)
+        else:
+            if stat.S_ISDIR(found.st_mode):
+                marks.add(os.fsencode(entry))
+    marks.flush()
+    os.close(listed)
+    os.close(root)
+    return bool(marks.count)
 
 
 def settle(own: Lower, name: str, lowers: Sequence[Lower]) -> int:
