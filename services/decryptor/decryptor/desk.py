@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bulkhead.errors import BulkheadError, FailedPrecondition, InvalidArgument, PermissionDenied
 from bulkhead.proto import keys_pb2
@@ -16,6 +16,7 @@ from decryptor.grants import Grants
 from decryptor.keyring import Keyring
 from decryptor.options import Private
 from decryptor.policy import Policy
+from decryptor.recognise import PKCS11
 from decryptor.tools import Tools
 from decryptor.unwrap import Refused, Unwrapped, Unwrapper
 
@@ -133,7 +134,7 @@ class Desk:
         )
 
     def encrypt(
-        self, request: keys_pb2.EncryptRequest, ends: stream.Ends, started: Callable[[], None]
+        self, request: keys_pb2.EncryptRequest, ends: stream.Ends, started: Callable[[], None], *, by_root: bool = False
     ) -> keys_pb2.EncryptResult:
         """Encrypt one layer under a new key, wrapped for the recipients.
 
@@ -144,7 +145,7 @@ class Desk:
             raise FailedPrecondition(f"layer {verdict.shown(layer.digest)} is encrypted already; add recipients to it")
         private = Private(os.urandom(options.KEY_BYTES), os.urandom(options.NONCE_BYTES), layer.digest)
         # Before the bytes: a recipient that cannot be one is to fail at once.
-        wrapped = self._wrap(private, request.recipients)
+        wrapped = self._wrap(private, request.recipients, self._tokens(request.use, by_root=by_root))
         started()
         sealed = stream.encrypt(ends, private)
         if sealed.plain_digest != layer.digest:
@@ -167,14 +168,23 @@ class Desk:
         if not by_root and not use.grant:
             raise PermissionDenied("adding recipients is root's, or takes a grant of root's")
         opened = self.open("recipients", use, layer, Deadline(UNWRAP_TIMEOUT, "unwrapping a layer's key"))
-        more = self._wrap(opened.private, request.recipients)
+        more = self._wrap(opened.private, request.recipients, self._tokens(use, by_root=by_root))
         return keys_pb2.EncryptResult(
             digest=layer.digest, media_type=layer.media_type, annotations=wrap.merged(layer.annotations, more)
         )
 
-    def _wrap(self, private: Private, recipients: Iterable[keys_pb2.Recipient]) -> dict[str, str]:
+    def _tokens(self, use: keys_pb2.Use, *, by_root: bool) -> list[object] | None:
+        """Return the key files of tokens that a caller other than root may name whatever they say; None for root."""
+        if by_root:
+            return None
+        rings = [self.keyring, *([self.grants.ring(use.grant)] if use.grant else [])]
+        return [entry.key.other for ring in rings for entry in ring.usable(PKCS11)]
+
+    def _wrap(
+        self, private: Private, recipients: Iterable[keys_pb2.Recipient], tokens: Sequence[object] | None
+    ) -> dict[str, str]:
         deadline = Deadline(WRAP_TIMEOUT, "wrapping a layer's key")
-        return wrap.annotations(private.to_json(), recipients, self._tools, deadline)
+        return wrap.annotations(private.to_json(), recipients, self._tools, deadline, tokens)
 
 
 def _cache_key(annotations: Mapping[str, str], withheld: frozenset[str]) -> bytes:

@@ -83,7 +83,7 @@ class Sessions:
     def _work(self, connection: socket.socket, message: dict[str, object], fds: list[int], *, by_root: bool) -> None:
         verbs: dict[str, Callable[[], None]] = {
             "decrypt": lambda: self._decrypt(connection, fds),
-            "encrypt": lambda: self._encrypt(connection, fds),
+            "encrypt": lambda: self._encrypt(connection, fds, by_root=by_root),
             "recipients": lambda: self._recipients(connection, fds, by_root=by_root),
             "grant": lambda: self._grant(connection, message["grant"], fds, by_root=by_root),
         }
@@ -112,9 +112,9 @@ class Sessions:
         result = self._desk.decrypt(request, ends, lambda: seqpacket.send(connection, {"started": {}}))
         _finish(connection, fds, layers.dump(result))
 
-    def _encrypt(self, connection: socket.socket, fds: list[int]) -> None:
+    def _encrypt(self, connection: socket.socket, fds: list[int], *, by_root: bool) -> None:
         ends, request = _ends(connection, fds), layers.load(fds[0], keys_pb2.EncryptRequest)
-        result = self._desk.encrypt(request, ends, lambda: seqpacket.send(connection, {"started": {}}))
+        result = self._desk.encrypt(request, ends, lambda: seqpacket.send(connection, {"started": {}}), by_root=by_root)
         _finish(connection, fds, layers.dump(result))
 
     def _recipients(self, connection: socket.socket, fds: list[int], *, by_root: bool) -> None:

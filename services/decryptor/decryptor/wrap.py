@@ -1,7 +1,7 @@
 """Wrapping a layer's private options for recipients, into the annotations that ocicrypt reads."""
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cryptography import x509
@@ -21,11 +21,16 @@ _PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
 
 def annotations(
-    payload: bytes, recipients: Iterable[keys_pb2.Recipient], tools: Tools, deadline: Deadline
+    payload: bytes,
+    recipients: Iterable[keys_pb2.Recipient],
+    tools: Tools,
+    deadline: Deadline,
+    tokens: Sequence[object] | None = (),
 ) -> dict[str, str]:
     """Return the annotations with the wrapped payload, recipients of one scheme sharing one copy.
 
-    InvalidArgument names the recipient that cannot be one.
+    InvalidArgument names the recipient that cannot be one. `tokens` are the key files of tokens that may say with which
+    environment and PIN a module runs; None trusts every one.
     """
     by_scheme: dict[str, list[keys_pb2.Recipient]] = {}
     count = 0
@@ -42,7 +47,7 @@ def annotations(
                 blob = tools.tell(each.name, each.key, payload, deadline)
                 found[f"{options.WRAPPED}provider.{each.name}"] = _b64(blob)
         else:
-            found[options.WRAPPED + scheme] = _b64(_wrap(scheme, payload, group, tools, deadline))
+            found[options.WRAPPED + scheme] = _b64(_wrap(scheme, payload, group, tools, deadline, tokens))
     return found
 
 
@@ -52,7 +57,14 @@ def merged(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
     return kept | {name: f"{kept[name]},{value}" if kept.get(name) else value for name, value in new.items()}
 
 
-def _wrap(scheme: str, payload: bytes, group: list[keys_pb2.Recipient], tools: Tools, deadline: Deadline) -> bytes:
+def _wrap(
+    scheme: str,
+    payload: bytes,
+    group: list[keys_pb2.Recipient],
+    tools: Tools,
+    deadline: Deadline,
+    tokens: Sequence[object] | None,
+) -> bytes:
     if scheme == "jwe":
         from decryptor.schemes import jwe
 
@@ -65,7 +77,7 @@ def _wrap(scheme: str, payload: bytes, group: list[keys_pb2.Recipient], tools: T
         from decryptor.schemes import pgp
 
         return pgp.wrap(payload, [(each.key, each.name) for each in group])
-    return tools.wrap_for_tokens([_token_key(each.key) for each in group], payload, deadline)
+    return tools.wrap_for_tokens([_token_key(each.key, tokens) for each in group], payload, deadline)
 
 
 def public_key(data: bytes, scheme: str) -> tuple[_PublicKey, str]:
@@ -106,11 +118,19 @@ def _certificate(data: bytes) -> x509.Certificate:
         raise InvalidArgument("recipient pkcs7: not an X.509 certificate in PEM or DER") from None
 
 
-def _token_key(data: bytes) -> object:
+def _token_key(data: bytes, tokens: Sequence[object] | None) -> object:
     from decryptor.schemes import pkcs11
 
     if b"pkcs11:" in data and b"-----BEGIN" not in data:
-        return pkcs11.key_file(data)
+        file = pkcs11.key_file(data)
+        # A variable such as LD_PRELOAD would run the caller's code as the decryptor's user, and a PIN's file may be
+        # any that this user can read: the node's private keys among them.
+        if tokens is not None and file not in tokens and (file.environment or "pin-source" in file.query):
+            raise InvalidArgument(
+                "recipient pkcs11: a key file with module.env or pin-source is root's to give: name the token's public "
+                "key, or a key file that the decryptor has"
+            )
+        return file
     key, _ = public_key(data, "pkcs11")
     if not isinstance(key, rsa.RSAPublicKey):
         raise InvalidArgument("recipient pkcs11: tokens unwrap with RSA alone")

@@ -2,6 +2,7 @@
 
 import base64
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -310,3 +311,30 @@ def test_any_image_is_refused_in_words(formats: dict[str, bytes], copies: dict[s
 
     assert str(error.value).startswith("you are not authorized to use this image")
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("dangerous", ["module:\n  env: {LD_PRELOAD: /tmp/own.so}\n", "pin-source"])
+def test_only_root_says_how_a_tokens_module_runs(formats: dict[str, bytes], tmp_path: Path, dangerous: str) -> None:
+    """A recipient's key file that sets variables or names a file as PIN is refused, unless root gives it, or gave it
+    to the node.
+    """
+    uri = "pkcs11:token=x;object=y?module-name=m"
+    uri += f"&pin-source=file:{tmp_path}/key" if dangerous == "pin-source" else "&pin-value=1"
+    file = f"pkcs11:\n  uri: {uri}\n{'' if dangerous == 'pin-source' else dangerous}".encode()
+    bench = Bench({**formats, "own.yaml": file})
+    request = keys_pb2.EncryptRequest(
+        layer=keys_pb2.Layer(digest=DIGEST), recipients=[keys_pb2.Recipient(scheme="pkcs11", key=file)]
+    )
+
+    def encrypt(*, by_root: bool = False) -> None:
+        bench.desk.encrypt(request, ends=None, started=lambda: None, by_root=by_root)  # type: ignore[arg-type] # not reached
+
+    with pytest.raises(InvalidArgument, match="is root's to give"):
+        encrypt()
+    # What comes next: the program, which this bench does not start.
+    with pytest.raises(FailedPrecondition, match="starts no programs"):
+        encrypt(by_root=True)
+    bench.names.append("own.yaml")
+    bench.desk.reload()
+    with pytest.raises(FailedPrecondition, match="starts no programs"):
+        encrypt()
