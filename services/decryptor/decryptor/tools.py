@@ -27,24 +27,25 @@ class Tools:
 
     def reload(self) -> None:
         """Read the providers anew; a file that cannot be read leaves none, and a complaint."""
-        self.providers, self.complaints = {}, []
+        # At once: layers are being opened meanwhile.
+        self.providers, self.complaints = self._read()
+
+    def _read(self) -> "tuple[dict[str, Provider], list[str]]":
         name = self._environ.get("OCICRYPT_KEYPROVIDER_CONFIG", "")
         if not name:
-            return
+            return {}, []
         from decryptor.schemes import provider
 
         try:
             with Path(name).open("rb") as file:
-                self.providers = provider.read(file.read(_LIMIT))
+                found = provider.read(file.read(_LIMIT))
         except FileNotFoundError:
-            return  # as in ocicrypt
+            return {}, []  # as in ocicrypt
         except OSError as error:
-            self.complaints.append(f"key providers: {name}: {error.strerror}")
+            return {}, [f"key providers: {name}: {error.strerror}"]
         except BulkheadError as error:
-            self.complaints.append(f"key providers: {name}: {error}")
-        for each in self.providers.values():
-            if each.error:
-                self.complaints.append(f"key provider {each.name!r} {each.error}")
+            return {}, [f"key providers: {name}: {error}"]
+        return found, [f"key provider {each.name!r} {each.error}" for each in found.values() if each.error]
 
     @property
     def hash_name(self) -> str:
@@ -58,15 +59,13 @@ class Tools:
         """Have a provider unwrap a copy."""
         from decryptor.schemes import provider
 
-        return provider.unwrap(self.providers[name], [], blob, self._needed(), deadline)
+        return provider.unwrap(self._provider(name), [], blob, self._needed(), deadline)
 
     def tell(self, name: str, parameter: bytes, payload: bytes, deadline: Deadline) -> bytes:
         """Have a provider wrap the private options; InvalidArgument if there is none of that name."""
         from decryptor.schemes import provider
 
-        if name not in self.providers:
-            raise InvalidArgument(f"recipient provider:{name}: no key provider of that name is configured")
-        return provider.wrap(self.providers[name], parameter, payload, self._needed(), deadline)
+        return provider.wrap(self._provider(name), parameter, payload, self._needed(), deadline)
 
     def token(self, key: Any, blob: bytes, deadline: Deadline) -> bytes | None:
         """Have a token unwrap a copy."""
@@ -80,6 +79,11 @@ class Tools:
 
         use = (pkcs11.Modules.read(self._environ), self._needed(), deadline)
         return pkcs11.wrap(payload, keys, self.hash_name, use)
+
+    def _provider(self, name: str) -> "Provider":
+        if (found := self.providers.get(name)) is None:
+            raise InvalidArgument(f"provider:{name}: no key provider of that name is configured")
+        return found
 
     def _needed(self) -> Helper:
         if self._helper is None:

@@ -225,3 +225,28 @@ def test_a_missing_provider_file_is_none(tmp_path: Path) -> None:
     assert bad.complaints == [
         f"key providers: {tmp_path}/bad: not a key provider configuration: expected JSON with key-providers"
     ]
+
+
+def test_providers_change_at_once(tmp_path: Path) -> None:
+    """A layer that is being opened while the file is read anew finds all providers, of before or of now; one that is
+    gone by then is named.
+    """
+    conf = tmp_path / "providers.json"
+    conf.write_text(json.dumps({"key-providers": {"a": {"cmd": {"path": "/p"}}}}))
+    tools = Tools({"OCICRYPT_KEYPROVIDER_CONFIG": str(conf)}, None)
+    states: list[set[str]] = []
+
+    class Watching(Tools):
+        """Notes every state that another thread could see."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            states.append(set(self.__dict__.get("providers", {})))
+
+    tools.__class__ = Watching
+    tools.reload()
+    assert all(state == {"a"} for state in states)
+    conf.unlink()
+    tools.reload()
+    with pytest.raises(InvalidArgument, match="provider:a: no key provider of that name"):
+        tools.ask("a", b"", SOON)
