@@ -9,14 +9,17 @@ long all pulls took, and the latency of ListImages, ImageStatus and Version whil
 import argparse
 import ctypes
 import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -24,15 +27,30 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 from bulkhead.proto.runtime.v1 import api_pb2 as cri  # noqa: E402 - found on the path set above
 from support import images  # noqa: E402
-from support.fake_registry import FakeRegistry, fake_registry  # noqa: E402
+from support.registry import registry  # noqa: E402
 from support.stack import Stack  # noqa: E402
 
 CLONE_NEWNET = 0x40000000
 PERIOD = 0.01
 
 
-def push(fake: FakeRegistry, count: int) -> tuple[list[str], set[str]]:
-    """Hold so many images and return their names, and the digests of their layers."""
+@dataclass
+class SlottedStack(Stack):
+    """A stack with so many unpack slots."""
+
+    slots: int = 2
+
+    def write_config(self) -> None:
+        """Write the configuration with that option in it."""
+        super().write_config()
+        self.config.write_text(
+            self.config.read_text().replace("[bulkhead]\n", f"[bulkhead]\nunpack_slots = {self.slots}\n")
+        )
+
+
+def push(address: str, count: int) -> list[str]:
+    """Push so many images and return their names."""
+    pusher = images.Pusher(address)
     dice = random.Random(1)
     layers = []
     for number in range(10):
@@ -40,13 +58,12 @@ def push(fake: FakeRegistry, count: int) -> tuple[list[str], set[str]]:
         for file in range(200):
             layer.file(f"layer{number}/file{file}", dice.randbytes(50_000) + bytes(50_000))
         layers.append(layer.tar())
-    names, blobs = [], set()
+    names = []
     for number in range(count):
         image = images.Image(dice.sample(layers, 4), {"Labels": {"number": str(number)}})
-        fake.push("app", str(number), image)
-        names.append(f"{fake.address}/app:{number}")
-        blobs |= {images.digest(blob) for blob in image.blobs()[1]}
-    return names, blobs
+        pusher.image("app", str(number), image)
+        names.append(f"{address}/app:{number}")
+    return names
 
 
 def probe(calls: dict[str, Callable[[], object]], ended: threading.Event) -> dict[str, list[float]]:
@@ -69,9 +86,9 @@ def main() -> None:
     if ctypes.CDLL(None).unshare(CLONE_NEWNET) != 0:
         sys.exit("crowd: needs root")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    with tempfile.TemporaryDirectory(prefix="bhcrowd"), fake_registry() as fake:
-        names, blobs = push(fake, options.pulls)
-        with Stack(fake.address, pause=names[0], more=f"[bulkhead]\nunpack_slots = {options.slots}") as stack:
+    with tempfile.TemporaryDirectory(prefix="bhcrowd") as scratch, registry(Path(scratch)) as address:
+        names = push(address, options.pulls)
+        with SlottedStack(address, pause=names[0], slots=options.slots) as stack:
             service, runtime = stack.image_service(), stack.runtime_service()
             status = cri.ImageStatusRequest(image=cri.ImageSpec(image=names[0]))
             calls = {
@@ -92,8 +109,9 @@ def main() -> None:
                 seconds = time.perf_counter() - began
                 ended.set()
                 found = probing.result()
-            asked = [len(fake.asked(blob)) for blob in blobs]
-    print(f"{options.pulls} pulls with {options.slots} slots: {seconds:.2f} s, blobs asked for {set(asked)} times")
+            asked = Counter(re.findall(r"blob downloaded.*digest=(sha256:[0-9a-f]+)", stack.log))
+    print(f"{options.pulls} pulls with {options.slots} slots: {seconds:.2f} s")
+    print(f"each of {len(asked)} blobs was fetched {set(asked.values())} times")
     for name, values in found.items():
         ordered = sorted(values)
         print(
