@@ -16,6 +16,8 @@ class Cuts:
     limits: list[int] = field(default_factory=list)
     #: Bytes that clients sent in all.
     sent: int = 0
+    #: Bytes that they received in all.
+    received: int = 0
     #: Connections that were cut.
     cut: int = 0
 
@@ -36,7 +38,7 @@ def cutting_proxy(target: str) -> Iterator[Cuts]:
                     return
                 there = socket.create_connection((host, int(port)), 10)
                 threading.Thread(target=_forward, args=(client, there, cuts), daemon=True).start()
-                threading.Thread(target=_back, args=(there, client), daemon=True).start()
+                threading.Thread(target=_back, args=(there, client, cuts), daemon=True).start()
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
@@ -61,8 +63,9 @@ def _forward(client: socket.socket, there: socket.socket, cuts: Cuts) -> None:
                 return
 
 
-def _back(there: socket.socket, client: socket.socket) -> None:
+def _back(there: socket.socket, client: socket.socket, cuts: Cuts) -> None:
     with contextlib.suppress(OSError):
         while data := there.recv(65536):
             client.sendall(data)
+            cuts.received += len(data)
         client.shutdown(socket.SHUT_WR)

@@ -418,7 +418,7 @@ CriuWorkPath = "/w"
     "registry": 'config_path = "/certs"\n',
 }
 #: What of it has no effect by design, is deprecated, or has no effect yet; each is told in one warning.
-TOLD = {"disable_tcp_service", "no_pivot", "bin_dir", "disable_snapshot_annotations"}
+TOLD = {"disable_tcp_service", "no_pivot", "bin_dir"}
 
 
 def test_every_option_of_the_guide_is_known(tmp_path: Path) -> None:
@@ -433,3 +433,53 @@ def test_every_option_of_the_guide_is_known(tmp_path: Path) -> None:
     assert len(loaded.origins.keys() - {"version"}) == len(options) - len({"disable_tcp_service", "no_pivot"})
     assert loaded.config.runtime.runtimes["kata"].options["SystemdCgroup"] is True
     assert loaded.config.images.registry.config_path == ("/certs",)
+
+
+def test_proxy_plugins(tmp_path: Path) -> None:
+    """Snapshotters of their own are read with the directory that they export; a handler's may come from the images."""
+    text = """version = 3
+[proxy_plugins.stargz]
+type = "snapshot"
+address = "/run/stargz.sock"
+[proxy_plugins.stargz.exports]
+root = "/var/lib/stargz"
+enable_remote_snapshot_annotations = "true"
+[proxy_plugins.other]
+type = "content"
+address = "/run/content.sock"
+[plugins."io.containerd.cri.v1.images".runtime_platforms.lazy]
+snapshotter = "stargz"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.lazy]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.copied]
+snapshotter = "native"
+"""
+    loaded = config.load(write(tmp_path, text))
+
+    assert [loaded.snapshotter_of(name) for name in ("lazy", "copied", "", "runc", "unknown")] == [
+        "stargz",
+        "native",
+        "overlayfs",
+        "overlayfs",
+        "overlayfs",
+    ]
+    assert loaded.exports_of("stargz") == Path("/var/lib/stargz")
+    assert [loaded.exports_of(name) for name in ("", "overlayfs", "other", "unknown")] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "wrong"),
+    [
+        ("stargz", 'type = "snapshot"', "has no address"),
+        ("native", 'type = "snapshot"\naddress = "/x"', "built-in snapshotter"),
+        ("stargz", 'type = "snapshot"\naddress = "x.sock"', "absolute path"),
+        ("stargz", 'type = "snapshot"\naddress = "/x"\nexports = {root = "/a/../b"}', "expected root"),
+        ("stargz", 'type = "snapshot"\naddress = "/x"\nexports = {root = "/"}', "expected root"),
+        ("stargz", 'type = "snapshot"\naddress = "/x"\nexports = {root = 1}', "strings by name"),
+    ],
+)
+def test_proxy_plugins_that_cannot_work(tmp_path: Path, name: str, body: str, wrong: str) -> None:
+    """The error names the file and what is wrong."""
+    with pytest.raises(InvalidArgument, match=wrong) as caught:
+        config.load(write(tmp_path, f"version = 3\n[proxy_plugins.{name}]\n{body}\n"))
+    assert "config.toml" in str(caught.value)

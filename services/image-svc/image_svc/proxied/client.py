@@ -19,6 +19,8 @@ from bulkhead.errors import (
     NotFound,
     PermissionDenied,
     Unavailable,
+    Unimplemented,
+    Unknown,
     from_code,
 )
 from bulkhead.proto.containerd import snapshots_pb2 as pb
@@ -33,6 +35,15 @@ NAMESPACE = "k8s.io"
 LOOK, PREPARE, COMMIT = 10.0, 120.0, 300.0
 #: Seconds that a connect may take, which on a unix socket waits for the server's backlog only.
 _CONNECT = 2.0
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", rpc.MESSAGE_LIMIT),
+    # The least is also how long one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", int(_CONNECT * 1000)),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", int(_CONNECT * 1000)),
+    ("grpc.default_authority", "localhost"),
+    ("grpc.use_local_subchannel_pool", 1),
+]
 
 
 class Proxy:
@@ -46,8 +57,10 @@ class Proxy:
         self.name = name
         self.address = address
         self._root = root
-        self._channel = rpc.channel(address)
+        self._channel = grpc.insecure_channel(f"unix:{address}", options=_OPTIONS)
         self._stub = SnapshotsStub(self._channel)
+        #: Whether something was removed, maybe by an earlier process, that may not have been cleaned up yet.
+        self._removed = True
 
     def require_root(self) -> None:
         """Raise FailedPrecondition if the configuration does not say which directory its mounts lie below."""
@@ -96,13 +109,30 @@ class Proxy:
             self._call(self._stub.Commit, request, COMMIT, patience)
         except AlreadyExists:
             self.remove(key)
+        except NotFound:
+            if not self.has(name, patience):
+                raise
 
     def remove(self, key: str) -> None:
         """Remove a snapshot; nothing by that name is success. FailedPrecondition while others stand on it."""
+        self._removed = True
         try:
             self._call(self._stub.Remove, pb.RemoveSnapshotRequest(snapshotter=self.name, key=key), PREPARE)
         except NotFound:
             return
+
+    def clean(self) -> None:
+        """Have the files and mounts of what was removed go, for snapshotters that do not see to that at once."""
+        if not self._removed:
+            return
+        self._removed = False
+        try:
+            self._asked(self._stub.Cleanup, pb.CleanupRequest(snapshotter=self.name), COMMIT)
+        except Unimplemented:
+            return
+        except BulkheadError:
+            self._removed = True
+            raise
 
     def usage(self, key: str) -> Usage:
         """Return what one snapshot takes, without those beneath it."""
@@ -116,7 +146,13 @@ class Proxy:
             found = self._stub.List(request, **options)
             return [info.name for part in found for info in part.info if info.kind == pb.ACTIVE]
 
-        return list(self._asked(listed, pb.ListSnapshotsRequest(snapshotter=self.name), LOOK * 3))
+        try:
+            return list(self._asked(listed, pb.ListSnapshotsRequest(snapshotter=self.name), LOOK * 3))
+        except (NotFound, Unknown) as error:
+            # How containerd's storage, which most are built on, says that there was never anything.
+            if "bucket does not exist" not in str(error):
+                raise
+            return []
 
     def _call(self, method: Any, request: Any, limit: float, patience: Patience | None = None) -> Any:
         """Call, and be woken when the caller's patience ends."""
@@ -135,24 +171,27 @@ class Proxy:
             raise
 
     def _asked(self, method: Callable[..., Any], request: Any, limit: float) -> Any:
+        """Call, and once more if the connection was lost to a snapshotter that is there: every call may be repeated."""
         metadata = (*rpc.metadata(), ("containerd-namespace", NAMESPACE))
-        try:
-            return method(request, timeout=limit, metadata=metadata)
-        except grpc.FutureCancelledError as error:
-            raise Unavailable(f"snapshotter {self.name}: the call was cancelled") from error
-        except grpc.RpcError as error:
-            if not isinstance(error, grpc.Call):
-                raise
-            raise self._explained(error, limit) from error
+        for again in (False, True):
+            try:
+                return method(request, timeout=limit, metadata=metadata, wait_for_ready=again)
+            except grpc.FutureCancelledError as error:
+                raise Unavailable(f"{self}: the call was cancelled") from error
+            except grpc.RpcError as error:
+                if not isinstance(error, grpc.Call):
+                    raise
+                lost = error.code() is grpc.StatusCode.UNAVAILABLE
+                if lost and (closed := self._refused()):
+                    raise closed from error
+                if not lost or again:
+                    raise self._explained(error, limit) from error
+        raise Unavailable(f"{self} does not answer")
 
     def _explained(self, error: grpc.Call, limit: float) -> BulkheadError:
         code, details = error.code(), error.details() or ""
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"{self} did not answer within {limit:.0f} s")
-        if code is grpc.StatusCode.UNAVAILABLE and (closed := self._refused()):
-            return closed
-        if code is grpc.StatusCode.UNIMPLEMENTED:
-            return FailedPrecondition(f"{self} does not serve containerd's snapshots API: {details}")
         return from_code(code.value[0], f"{self}: {details}")
 
     def _refused(self) -> BulkheadError | None:

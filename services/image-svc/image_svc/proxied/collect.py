@@ -38,6 +38,9 @@ class ProxiedGarbage:
                 self._store.remove_proxied(snapshotter, chain_id)
             elif snapshotter not in gone and not self._try(snapshotter, partial(self._remove, found, chain_id)):
                 gone.add(snapshotter)
+        for proxy in self._proxies.all():
+            if proxy.name not in gone:
+                self._try(proxy.name, proxy.clean)
 
     def _try(self, snapshotter: str, act: Callable[[], None]) -> bool:
         """Do something in a snapshotter; False, told in the log, if it cannot be done now."""

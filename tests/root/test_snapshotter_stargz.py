@@ -1,0 +1,278 @@
+"""The real stargz snapshotter behind two runtime handlers of a whole stack, beside overlayfs behind a third.
+
+Debian has stargz-snapshotter's client only: the server is a small program of ours around the module's own service.
+"""
+
+import functools
+import grp
+import hashlib
+import os
+import pwd
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from bulkhead import rpc
+from bulkhead.proto.containerd import snapshots_pb2
+from bulkhead.proto.containerd.snapshots_pb2_grpc import SnapshotsStub
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from bulkhead.proto.runtime.v1 import api_pb2_grpc as cri_grpc
+from support import stargz
+from support.cutting_proxy import Cuts, cutting_proxy
+from support.images import Image, Layer, Pusher, busybox_layer
+from support.pods import Pods
+from support.stack import Stack
+from support.stargz import Stargz
+
+pytestmark = pytest.mark.root
+
+_HANDLER = """[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.lazy-{name}]
+snapshotter = "stargz"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.lazy-{name}.options]
+BinaryName = "{binary}"
+"""
+#: Bytes that gzip cannot make smaller, so that what was not fetched shows.
+BULK = random.Random(7).randbytes(12 * 1024 * 1024)
+
+
+@pytest.fixture(scope="module")
+def counted(registry: str) -> Iterator[Cuts]:
+    """The registry behind a proxy that counts."""
+    with cutting_proxy(registry) as cuts:
+        yield cuts
+
+
+@pytest.fixture(scope="module")
+def snapshotter(tmp_path_factory: pytest.TempPathFactory, own_network: None) -> Iterator[Stargz]:
+    """The snapshotter, open to image-svc's user."""
+    directory = Path(
+        subprocess.run(["mktemp", "-d", "/tmp/bhsgzXXXX"], check=True, capture_output=True, text=True).stdout.strip()
+    )
+    with Stargz(directory, grp.getgrgid(pwd.getpwnam("bulkhead-image").pw_gid).gr_gid) as made:
+        yield made
+    subprocess.run(["rm", "-rf", str(directory)], check=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def stack(registry: str, snapshotter: Stargz) -> Iterator[Stack]:
+    """A stack with the handlers lazy-runc and lazy-crun, whose images are stargz's."""
+    handlers = "".join(
+        _HANDLER.format(name=name, binary=binary)
+        for name, binary in (("runc", "/usr/sbin/runc"), ("crun", "/usr/bin/crun"))
+    )
+    with Stack(
+        registry, number=97, images="disable_snapshot_annotations = false", more=handlers + snapshotter.config
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lazy(counted: Cuts, registry: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    """An image of two eStargz layers, one of which has twelve megabytes that few ask for; and its blobs."""
+    bulk = Layer().dir("data").file("data/bulk", BULK).file("data/small", "little").file("etc/motd", "hello\n")
+    scratch = tmp_path_factory.mktemp("estargz")
+    blobs = stargz.push(Pusher(registry), "lazy", "1", [busybox_layer(), bulk.tar()], scratch)
+    return f"{counted.address}/lazy:1", blobs
+
+
+def runtime(stack: Stack) -> "cri_grpc.RuntimeServiceStub":
+    """Return a client that is patient with a busy machine."""
+    return cri_grpc.RuntimeServiceStub(channel(stack.address))
+
+
+def images(stack: Stack) -> "cri_grpc.ImageServiceStub":
+    """Return a client that is patient with a busy machine."""
+    return cri_grpc.ImageServiceStub(channel(stack.address))
+
+
+@functools.cache
+def channel(address: str) -> grpc.Channel:
+    """Return the connection to a stack."""
+    return grpc.insecure_channel(f"unix:{address}")
+
+
+def pull(stack: Stack, image: str, handler: str = "") -> str:
+    """Pull for a runtime handler."""
+    spec = cri.ImageSpec(image=image, runtime_handler=handler)
+    return str(images(stack).PullImage(cri.PullImageRequest(image=spec), timeout=120).image_ref)
+
+
+def run(stack: Stack, image: str, handler: str, command: str, logs: Path) -> tuple[int, str]:
+    """Run a command in a pod of its own and return its exit status and output."""
+    pods = Pods(runtime(stack), image, logs, handler)
+    config = pods.config(f"{handler or 'own'}-{time.monotonic_ns()}")
+    pod = pods.run(config)
+    try:
+        container = pods.start(pod, config, "main", command)
+        status = pods.wait_exited(container)
+        return status.exit_code, (logs / "main.log").read_text()
+    finally:
+        runtime(stack).StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=60)
+        runtime(stack).RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod), timeout=60)
+
+
+def remove(stack: Stack, image: str) -> None:
+    """Remove an image."""
+    images(stack).RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=image)), timeout=30)
+
+
+def kept(snapshotter: Stargz) -> set[str]:
+    """Return the names and keys of everything in the snapshotter."""
+    with rpc.channel(str(snapshotter.socket)) as own:
+        found = SnapshotsStub(own).List(snapshots_pb2.ListSnapshotsRequest(), timeout=10)
+        return {info.name for part in found for info in part.info}
+
+
+def wait(true: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.1)
+
+
+def blob(stack: Stack, digest: str) -> Path:
+    """Return where a blob would lie."""
+    return stack.directory / "root/io.bulkhead/blobs" / digest.replace(":", "/")
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_lazy_pull(
+    stack: Stack, snapshotter: Stargz, counted: Cuts, lazy: tuple[str, list[str]], runtime: str, tmp_path: Path
+) -> None:
+    """An eStargz image runs before its layers were downloaded; what a container reads is fetched then, and right."""
+    image, blobs = lazy
+    before = counted.received
+
+    image_id = pull(stack, image, f"lazy-{runtime}")
+    code, output = run(stack, image, f"lazy-{runtime}", "cat /data/small; stat -c %s /data/bulk", tmp_path / "first")
+
+    assert code == 0
+    assert "little" in output
+    assert str(len(BULK)) in output
+    assert counted.received - before < len(BULK) / 2
+    assert not any(blob(stack, each).exists() for each in blobs)
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    assert any("fuse" in line and str(snapshotter.root) in line for line in mounts)
+
+    code, output = run(stack, image, f"lazy-{runtime}", "sha256sum /data/bulk", tmp_path / "second")
+    assert code == 0
+    assert hashlib.sha256(BULK).hexdigest() in output
+    remove(stack, image_id)
+    wait(lambda: not stargz.mounted(snapshotter.root))
+
+
+def test_a_lazily_pulled_image_is_no_overlayfs_image(stack: Stack, lazy: tuple[str, list[str]], tmp_path: Path) -> None:
+    """A handler whose snapshotter has neither the layers nor their blobs says so and what to do; a pull cures it."""
+    image, _ = lazy
+    pull(stack, image, "lazy-runc")
+    with pytest.raises(grpc.RpcError) as caught:
+        run(stack, image, "runc", "true", tmp_path)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "not in snapshotter overlayfs" in (caught.value.details() or "")
+    assert "pull it for a runtime handler" in (caught.value.details() or "")
+
+    pull(stack, image, "runc")
+    assert run(stack, image, "runc", "cat /data/small", tmp_path)[0] == 0
+    assert run(stack, image, "lazy-runc", "cat /data/small", tmp_path)[0] == 0
+
+
+def test_an_ordinary_image(stack: Stack, snapshotter: Stargz, registry: str, tmp_path: Path) -> None:
+    """Layers that the snapshotter does not take are unpacked into its directories, as into our own."""
+    first = (
+        Layer().dir("etc").dir("etc/priv", 0o700, uid=7, gid=8).file("etc/priv/old", "1\n").dir("d").file("d/gone", "1")
+    )
+    second = Layer().file("etc/priv/new", "2\n").file("d/.wh..wh..opq").file("d/here", "3").file(".wh.tmp")
+    layers = [busybox_layer(), first.tar(), second.tar()]
+    Pusher(registry).image("plain", "1", Image(layers, {"Cmd": ["sh"]}))
+    image = f"{registry}/plain:1"
+    command = (
+        "stat -c '%a %u %g' /etc/priv; cat /etc/priv/old /etc/priv/new; ls /d; ls -d /tmp 2> /dev/null || echo none"
+    )
+
+    pull(stack, image, "lazy-runc")
+    seen = run(stack, image, "lazy-runc", command, tmp_path / "proxy")
+    same = run(stack, image, "runc", command, tmp_path / "own")
+
+    def lines(log: str) -> list[str]:
+        return [line.split(" ", 3)[3] for line in log.splitlines()]
+
+    assert seen[0] == same[0] == 0
+    assert lines(seen[1]) == lines(same[1])
+    assert "700 7 8" in lines(seen[1])
+    assert "none" in lines(seen[1])
+    assert lines(seen[1]).count("here") == 1
+    assert not any("gone" in line for line in lines(seen[1]))
+    usage = images(stack).ImageFsInfo(cri.ImageFsInfoRequest(), timeout=10).image_filesystems
+    assert {each.fs_id.mountpoint for each in usage} == {
+        str(stack.directory / "root/io.bulkhead"),
+        str(snapshotter.root),
+    }
+    assert all(each.used_bytes.value > 100_000 for each in usage)
+
+
+def test_an_image_of_the_node_is_unpacked_for_a_handler(stack: Stack, registry: str, tmp_path: Path) -> None:
+    """A kubelet that does not say for which handler it pulls gets its containers all the same, in both snapshotters."""
+    image = f"{registry}/busybox:2"
+    pull(stack, image)
+
+    for handler in ("lazy-crun", "runc"):
+        code, output = run(stack, image, handler, "echo ran", tmp_path / handler)
+        assert (code, "ran" in output) == (0, True)
+
+
+def test_a_dead_snapshotter(stack: Stack, snapshotter: Stargz, registry: str, tmp_path: Path) -> None:
+    """Killed -9, it fails what needs it, by name, and nothing else; back again, it serves."""
+    image = f"{registry}/busybox:3"
+    pull(stack, image, "runc")
+    snapshotter.kill()
+
+    for attempt in (lambda: pull(stack, image, "lazy-runc"), lambda: run(stack, image, "lazy-runc", "true", tmp_path)):
+        with pytest.raises(grpc.RpcError) as caught:
+            attempt()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "snapshotter stargz" in (caught.value.details() or "")
+        assert str(snapshotter.socket) in (caught.value.details() or "")
+    assert run(stack, image, "runc", "true", tmp_path / "own")[0] == 0
+
+    snapshotter.start()
+    pull(stack, image, "lazy-runc")
+    assert run(stack, image, "lazy-runc", "true", tmp_path / "proxy")[0] == 0
+
+
+def test_a_closed_socket(stack: Stack, snapshotter: Stargz, registry: str) -> None:
+    """A socket that image-svc's user may not use is named with user and cure."""
+    os.chmod(snapshotter.socket, 0o600)
+    image_svc = stack.kill("image-svc")
+    stack.wait_restarted("image-svc", image_svc)
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            pull(stack, f"{registry}/busybox:1", "lazy-runc")
+    finally:
+        os.chmod(snapshotter.socket, 0o660)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "'bulkhead-image'" in (caught.value.details() or "")
+    assert f"chmod g+rw {snapshotter.socket}" in (caught.value.details() or "")
+
+
+def test_nothing_is_left(stack: Stack, snapshotter: Stargz, registry: str, tmp_path: Path) -> None:
+    """What an earlier process was unpacking, and every layer, goes with the last image that needs it."""
+    with rpc.channel(str(snapshotter.socket)) as own:
+        leftover = snapshots_pb2.PrepareSnapshotRequest(key="extract-0123456789ab-1 sha256:" + "0" * 64)
+        SnapshotsStub(own).Prepare(leftover, timeout=10)
+    image_svc = stack.kill("image-svc")
+    stack.wait_restarted("image-svc", image_svc)
+    assert run(stack, f"{registry}/busybox:3", "runc", "true", tmp_path)[0] == 0
+    assert kept(snapshotter)
+
+    for image in images(stack).ListImages(cri.ListImagesRequest(), timeout=10).images:
+        remove(stack, image.id)
+
+    wait(lambda: not kept(snapshotter))
+    assert not list((snapshotter.root / "snapshots").iterdir())
+    assert not stargz.mounted(snapshotter.directory)

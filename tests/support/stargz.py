@@ -1,0 +1,143 @@
+"""The stargz snapshotter as a process of its own, and images whose layers it can mount without downloading them."""
+
+import gzip
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from conformance.build import build
+from support.images import MEDIA, Pusher, digest
+
+TOC = "containerd.io/snapshot/stargz/toc.digest"
+
+
+@dataclass
+class Stargz:
+    """A snapshotter over a scratch directory; use it as a context manager."""
+
+    directory: Path
+    #: The user who may call it, by group.
+    gid: int
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def socket(self) -> Path:
+        """Where it serves."""
+        return self.directory / "stargz.sock"
+
+    @property
+    def root(self) -> Path:
+        """Where its mounts lie: what the configuration has as exports.root."""
+        return self.directory / "data" / "snapshotter"
+
+    @property
+    def log(self) -> str:
+        """What it wrote."""
+        return (self.directory / "log").read_text()
+
+    @property
+    def config(self) -> str:
+        """Return the tables that make it known as `stargz`."""
+        return (
+            f'[proxy_plugins.stargz]\ntype = "snapshot"\naddress = "{self.socket}"\n'
+            f'[proxy_plugins.stargz.exports]\nroot = "{self.root}"\n'
+        )
+
+    def start(self) -> None:
+        """Start it and open its socket to the group."""
+        self.socket.unlink(missing_ok=True)
+        (self.directory / "data").mkdir(exist_ok=True)
+        with (self.directory / "log").open("ab") as log:
+            command = [build("stargz")["stargz"], "serve", str(self.socket), str(self.directory / "data")]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        while not _answers(self.socket):
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, "stargz does not serve"
+            time.sleep(0.05)
+        os.chown(self.socket, 0, self.gid)
+        self.socket.chmod(0o660)
+
+    def kill(self) -> None:
+        """Kill -9 it; its mounts stay, and are dead."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> None:
+        """Stop it, and unmount what it left."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+        for path in mounted(self.directory):
+            subprocess.run(["umount", "-l", path], check=False, timeout=10)
+
+    def __enter__(self) -> "Stargz":
+        self.directory.mkdir(exist_ok=True)
+        self.directory.chmod(0o711)
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
+def mounted(directory: Path) -> list[str]:
+    """Return the mount points below a directory, the innermost first."""
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return [place for line in reversed(lines) if (place := line.split(" ")[1]).startswith(f"{directory}/")]
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def push(pusher: Pusher, repository: str, tag: str, layers: list[bytes], scratch: Path) -> list[str]:
+    """Upload an image of eStargz layers made of these tars; return the digests of its blobs."""
+    described, diff_ids = [], []
+    for number, tar in enumerate(layers):
+        plain, made = scratch / f"{number}.tar", scratch / f"{number}.esgz"
+        plain.write_bytes(tar)
+        command = [build("stargz")["stargz"], "convert", str(plain), str(made)]
+        toc = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+        blob = made.read_bytes()
+        pusher.blob(repository, blob)
+        diff_ids.append(digest(gzip.decompress(blob)))
+        entry = {
+            "mediaType": MEDIA["oci"]["gzip"],
+            "size": len(blob),
+            "digest": digest(blob),
+            "annotations": {TOC: toc},
+        }
+        described.append(entry)
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Env": ["PATH=/usr/bin:/bin"]},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        }
+    ).encode()
+    pusher.blob(repository, config)
+    body = {
+        "schemaVersion": 2,
+        "mediaType": MEDIA["oci"]["manifest"],
+        "config": {"mediaType": MEDIA["oci"]["config"], "size": len(config), "digest": digest(config)},
+        "layers": described,
+    }
+    pusher.manifest(repository, tag, json.dumps(body).encode(), MEDIA["oci"]["manifest"])
+    return [str(each["digest"]) for each in described]
