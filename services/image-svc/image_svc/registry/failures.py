@@ -105,7 +105,7 @@ def _words(response: httpx.Response) -> str:
     try:
         first = json.loads(body)["errors"][0]
         text = ": ".join(str(first[key]) for key in ("code", "message") if first.get(key))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return ""
     return "".join(c if c.isprintable() else " " for c in text)[:300]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from bulkhead.errors import BulkheadError, NotFound
 from bulkhead.proto import images_pb2
+from image_svc.manifest import CONFIG_LIMIT
 from image_svc.parts import Parts
 from image_svc.platforms import Platform
 from image_svc.registry.repository import Descriptor
@@ -38,7 +39,7 @@ class Descriptions:
         index = self._contents.bytes(tree.target.digest) if tree.indexes else b""
         return images_pb2.InspectResponse(
             image=self._inventory.summary(entry),
-            config_json=self._contents.bytes(variant.config.digest, limit=variant.config.size),
+            config_json=self._contents.bytes(variant.config.digest, CONFIG_LIMIT),
             manifest_json=self._contents.bytes(variant.descriptor.digest),
             index_json=index,
             layers=self._layers(variant),

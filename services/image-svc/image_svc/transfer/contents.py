@@ -2,20 +2,22 @@
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bulkhead.errors import BulkheadError, FailedPrecondition, NotFound
 from image_svc import digests, media, platforms
 from image_svc.ingest import Content
-from image_svc.manifest import CONFIG_LIMIT, descriptor, kind_of, load_json
+from image_svc.manifest import CONFIG_LIMIT, LAYER_LIMIT, descriptor, kind_of, load_json
 from image_svc.platforms import Platform
 from image_svc.registry.repository import MANIFEST_LIMIT, Descriptor
 
 #: Indexes within indexes.
 _DEPTH = 4
-#: Parsed documents in memory.
-_CACHE = 2000
+#: Manifests of one target; no registry has an image of more than some dozens of platforms.
+_ENTRIES = 1000
+#: Bytes of the documents that are kept parsed, which takes some ten times as much, and of the largest among them.
+_CACHE, _CACHED = 4 << 20, 256 << 10
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,16 @@ class Tree:
         return chosen
 
 
+@dataclass
+class _Walk:
+    """What was met on the way through a target: each document is followed once, however often it is named."""
+
+    indexes: dict[str, Descriptor] = field(default_factory=dict)
+    #: Configuration and layers by manifest.
+    manifests: dict[str, tuple[Descriptor, tuple[Descriptor, ...]]] = field(default_factory=dict)
+    entries: int = 0
+
+
 def fits(offered: Platform, wanted: Platform) -> bool:
     """Whether an image's platform is the one asked for; without a variant any will do."""
     same = (offered.os, offered.architecture) == (wanted.os, wanted.architecture)
@@ -86,6 +98,8 @@ class Contents:
         self._content = content
         self._lock = threading.Lock()
         self._parsed: dict[str, dict[str, Any]] = {}
+        #: Bytes of what is in there, as text.
+        self._kept = 0
 
     def json(self, digest: str, limit: int = MANIFEST_LIMIT) -> dict[str, Any]:
         """Return a document; NotFound if it is not here, DataLoss if it is damaged."""
@@ -94,10 +108,12 @@ class Contents:
                 return self._parsed[digest]
         data = self.bytes(digest, limit)
         found = load_json(data, digest)
-        with self._lock:
-            if len(self._parsed) >= _CACHE:
-                self._parsed.clear()
-            self._parsed[digest] = found
+        if len(data) <= _CACHED:
+            with self._lock:
+                if self._kept > _CACHE:
+                    self._parsed, self._kept = {}, 0
+                self._parsed[digest] = found
+                self._kept += len(data)
         return found
 
     def bytes(self, digest: str, limit: int = MANIFEST_LIMIT) -> bytes:
@@ -113,13 +129,15 @@ class Contents:
         return data
 
     def tree(self, target: str, media_type: str = "") -> Tree:
-        """Return what a target offers; only the target itself must be here."""
-        root = self._descriptor(target, media_type)
+        """Return what a target offers; only the target itself must be here.
+
+        FailedPrecondition for documents that are malformed, or name more than an image can have.
+        """
+        root, walk = self._descriptor(target, media_type), _Walk()
         if root.media_type in media.INDEXES:
-            indexes: list[Descriptor] = []
-            variants = self._index(root, indexes, _DEPTH)
-            return Tree(root, tuple(indexes), tuple(variants))
-        return Tree(root, (), (self._variant(root, None),))
+            variants = self._index(root, walk, _DEPTH)
+            return Tree(root, tuple(walk.indexes.values()), tuple(variants))
+        return Tree(root, (), (self._variant(root, None, walk),))
 
     def config(self, variant: Variant) -> dict[str, Any]:
         """Return the configuration of an image whose manifest is here."""
@@ -134,39 +152,47 @@ class Contents:
         kind = kind_of(self.json(digest), media_type, digest)
         return Descriptor(digest, self._content.path(digest).stat().st_size, kind)
 
-    def _index(self, index: Descriptor, indexes: list[Descriptor], depth: int) -> list[Variant]:
-        """Return the variants of an index, and add it and those within it to `indexes`."""
+    def _index(self, index: Descriptor, walk: _Walk, depth: int) -> list[Variant]:
+        """Return the variants of an index, and add it and those within it to the walk's."""
         if not depth:
             raise FailedPrecondition(f"{index.digest}: indexes are nested more than {_DEPTH} deep")
-        indexes.append(index)
+        walk.indexes[index.digest] = index
         entries = self.json(index.digest).get("manifests")
         if not isinstance(entries, list):
             raise FailedPrecondition(f"{index.digest}: manifests is not a list")
+        walk.entries += len(entries)
+        if walk.entries > _ENTRIES:
+            raise FailedPrecondition(f"{index.digest}: more than {_ENTRIES} manifests, counting those of other indexes")
         found: list[Variant] = []
         for number, entry in enumerate(entries):
             child = descriptor(entry, f"{index.digest}: manifests[{number}]")
             if child.media_type in media.INDEXES:
-                if self._content.has(child.digest):
-                    found += self._index(child, indexes, depth - 1)
+                if child.digest not in walk.indexes and self._content.has(child.digest):
+                    found += self._index(child, walk, depth - 1)
                 continue
-            found.append(self._variant(child, entry.get("platform")))
+            found.append(self._variant(child, entry.get("platform"), walk))
         return found
 
-    def _variant(self, manifest: Descriptor, stated: object) -> Variant:
+    def _variant(self, manifest: Descriptor, stated: object, walk: _Walk) -> Variant:
         """Return a manifest's variant; the platform is what the index states, else what the configuration does."""
         platform = _platform(stated)
         if not self._content.has(manifest.digest):
             return Variant(manifest, platform)
-        tree = self.json(manifest.digest)
-        where = manifest.digest
-        config = descriptor(tree.get("config"), f"{where}: config")
-        entries = tree.get("layers", [])
-        if not isinstance(entries, list):
-            raise FailedPrecondition(f"{where}: layers is not a list")
-        layers = tuple(descriptor(each, f"{where}: layers[{number}]") for number, each in enumerate(entries))
+        if manifest.digest not in walk.manifests:
+            walk.manifests[manifest.digest] = self._manifest(manifest.digest)
+        config, layers = walk.manifests[manifest.digest]
         if stated is None and config.media_type in media.CONFIGS:
             platform = self._configured(config)
         return Variant(manifest, platform, config, layers)
+
+    def _manifest(self, digest: str) -> tuple[Descriptor, tuple[Descriptor, ...]]:
+        """Return the configuration and the layers of a manifest that is here."""
+        tree = self.json(digest)
+        config = descriptor(tree.get("config"), f"{digest}: config")
+        entries = tree.get("layers", [])
+        if not isinstance(entries, list) or len(entries) > LAYER_LIMIT:
+            raise FailedPrecondition(f"{digest}: layers is not a list of at most {LAYER_LIMIT}")
+        return config, tuple(descriptor(each, f"{digest}: layers[{number}]") for number, each in enumerate(entries))
 
     def _configured(self, config: Descriptor) -> Platform | None:
         try:

@@ -43,6 +43,7 @@ def test_retry_after_that_says_nothing(value: str) -> None:
         (b'{"errors":{"x":1}}', ""),
         (b"[1]", ""),
         (b"<html>", ""),
+        (b"[" * 100_000, ""),
     ],
 )
 def test_words_of_the_registry(body: bytes, words: str) -> None:

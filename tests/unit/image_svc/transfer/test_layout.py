@@ -1,6 +1,7 @@
 """Whatever an archive's documents say, and however its names are linked, the answer is an error of ours or an image."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -151,3 +152,41 @@ def test_nested_indexes(place: Any) -> None:
                 contents.tree(name)
         body = {"mediaType": MEDIA["oci"]["index"], "manifests": [archives.entry(inner, MEDIA["oci"]["index"])]}
         inner = json.dumps(body).encode()
+
+
+def test_an_index_that_multiplies(place: Any) -> None:
+    """Entries that all lead to the same index are followed once; without that, each level would square the work."""
+    image = Image([Layer().file("a", "x").tar()])
+    for blob in archives.image_blobs(image).values():
+        place.staging.document(blob)
+    inner = archives.index_of([image])
+    for _ in range(3):
+        place.staging.document(inner)
+        entries = [archives.entry(inner, MEDIA["oci"]["index"])] * 300
+        inner = json.dumps({"mediaType": MEDIA["oci"]["index"], "manifests": entries}).encode()
+    began = time.monotonic()
+    tree = Contents(place.content).tree(place.staging.document(inner))
+
+    assert [str(each.platform) for each in tree.images] == ["linux/amd64"]
+    assert time.monotonic() - began < 5
+
+
+def test_more_than_an_image_can_have(place: Any) -> None:
+    """An index of thousands of manifests, and a manifest of thousands of layers, are refused in few words."""
+    absent = {"mediaType": MEDIA["oci"]["manifest"], "digest": digest(b"x"), "size": 1}
+    wide = json.dumps({"mediaType": MEDIA["oci"]["index"], "manifests": [absent] * 5000}).encode()
+    config, layer = ({**absent, "mediaType": MEDIA["oci"][kind]} for kind in ("config", "gzip"))
+    deep = json.dumps({"mediaType": MEDIA["oci"]["manifest"], "config": config, "layers": [layer] * 5000}).encode()
+    for document, words in ((wide, "more than 1000 manifests"), (deep, "at most 500")):
+        with pytest.raises(BulkheadError, match=words):
+            Contents(place.content).tree(place.staging.document(document))
+
+
+def test_what_was_read_does_not_pile_up(place: Any) -> None:
+    """However many and large the documents, those kept in memory are a few megabytes."""
+    contents = Contents(place.content)
+    for number in range(60):
+        contents.json(place.staging.document(json.dumps({"n": number, "x": "y" * 200_000}).encode()))
+    contents.json(place.staging.document(json.dumps({"x": "y" * 3_000_000}).encode()))
+
+    assert sum(len(json.dumps(each)) for each in contents._parsed.values()) < 5 << 20

@@ -435,3 +435,16 @@ def test_discarded_layers(tmp_path: Path, image: Image) -> None:
         assert digest(image.blobs()[1][0]) in node.blobs()
         assert node.export("app:1")
         assert "docker.io/library/app:1" in node.listed()
+
+
+def test_inspect_reads_no_giant(node: Station) -> None:
+    """What an artifact calls its configuration may be of any size, and is not read into memory to be shown."""
+    giant, kinds = bytes(9 << 20), MEDIA["oci"]
+    manifest = json.dumps({"config": archives.entry(giant, "application/vnd.example"), "layers": []}).encode()
+    described = archives.entry(manifest, kinds["manifest"], **{archives.FULL_NAME: "x.io/model:1"})
+    blobs = {archives.blob_name(digest(data)): data for data in (giant, manifest)}
+    options = pb.ImportOptions(no_unpack=True, platforms=pb.Platforms(all=True))
+    node.send(archives.tar(archives.layout([described], blobs)), options, piece=1 << 20)
+
+    status, text = code(lambda: node.stub.Inspect(pb.InspectRequest(image="x.io/model:1"), timeout=5))
+    assert (status, "at most 8388608" in text) == (grpc.StatusCode.FAILED_PRECONDITION, True)
