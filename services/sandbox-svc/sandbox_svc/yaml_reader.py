@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Values that one document may unfold to: aliases of aliases would otherwise fill the memory.
+#: Values that one document may have, and may unfold to: aliases of aliases would otherwise fill the memory.
 MAX_VALUES = 500_000
 #: Levels that a document may nest.
 MAX_DEPTH = 64
@@ -85,7 +85,8 @@ class Item:
                 raise _at(key, self.name, f"{name[:80]!r} stands twice")
             found[name] = self._child(value, f"{self.name}.{name}" if self.name else name)
         for source in merged:
-            found = source.mapping(known, any_case=any_case) | found
+            for name, item in source.mapping(known, any_case=any_case).items():
+                found.setdefault(name, item)
         return {name: item for name, item in found.items() if not item.null}
 
     def sequence(self) -> list["Item"]:
@@ -152,7 +153,7 @@ def parse(data: bytes) -> Item:
 def _compose(events: Iterator[Any]) -> _Node:
     """Return the first document as a tree; PyYAML's own composer recurses in C, and deep nesting kills the process."""
     root = _Node("list", 0)
-    stack, anchors = [root], dict[str, _Node]()
+    stack, anchors, count = [root], dict[str, _Node](), 0
     for event in events:
         kind = type(event).__name__
         line = event.start_mark.line + 1
@@ -172,6 +173,9 @@ def _compose(events: Iterator[Any]) -> _Node:
             node = _Node("list" if kind == "SequenceStartEvent" else "mapping", line)
         else:
             continue
+        count += 1
+        if count > MAX_VALUES:
+            raise ValueError(f"line {line}: more than {MAX_VALUES} values")
         stack[-1].entries.append(node)
         if event.anchor:
             anchors[event.anchor] = node

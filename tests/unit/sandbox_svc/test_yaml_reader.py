@@ -1,11 +1,13 @@
 """YAML and JSON files, read by what each field must be."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox_svc import yaml_reader
 from sandbox_svc.yaml_reader import MAX_DEPTH, Item, parse
 
 VALUES = st.recursive(
@@ -73,6 +75,24 @@ def test_aliases_of_aliases_are_refused() -> None:
         walk(parse("\n".join(lines).encode()))
     with pytest.raises(ValueError, match="levels"):
         walk(parse(b"&a [*a]"))
+
+
+def test_a_document_of_too_many_values_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading ends where the limit is passed, before all the values of the file are in memory."""
+    monkeypatch.setattr(yaml_reader, "MAX_VALUES", 100)
+    assert len(parse(b"[" + b"a," * 90 + b"]").texts()) == 90
+    with pytest.raises(ValueError, match="more than 100 values"):
+        parse(b"[" + b"a," * 101)
+
+
+def test_many_merges_into_a_large_mapping_take_no_time() -> None:
+    """The time that a document takes does not grow with the square of its size."""
+    members = "".join(f"  k{number}: 1\n" for number in range(20_000))
+    text = f"x: &e {{}}\nm:\n  <<: [{', '.join(['*e'] * 20_000)}]\n{members}"
+    item = parse(text.encode()).mapping()["m"]
+    began = time.process_time()
+    assert len(item.mapping()) == 20_000
+    assert time.process_time() - began < 3
 
 
 @pytest.mark.parametrize(
