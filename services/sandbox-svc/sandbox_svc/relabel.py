@@ -35,19 +35,18 @@ def relabel(paths: Iterable[str], label: str) -> None:
     """
     if not label:
         return
+    kept = _KEPT | {os.path.realpath(path) for path in _KEPT}
     for path in paths:
-        if os.path.normpath(path) in _KEPT:
+        if os.path.normpath(path) in kept:
             raise InvalidArgument(f"selinux_relabel: {path} belongs to the node and is not relabelled")
         try:
             _relabel(Path(path), label.encode())
         except OSError as error:
-            if error.errno != errno.ENOTSUP:
-                raise FailedPrecondition(f"selinux_relabel: {path} cannot be labelled {label}: {error}") from error
+            raise FailedPrecondition(f"selinux_relabel: {path} cannot be labelled {label}: {error}") from error
 
 
 def _relabel(path: Path, label: bytes) -> None:
-    _set(str(path), label)
-    if path.is_symlink() or not path.is_dir():
+    if not _set(str(path), label) or path.is_symlink() or not path.is_dir():
         return
     for place, directories, files, fd in os.fwalk(path, follow_symlinks=False):
         if len(Path(place).parts) - len(path.parts) > MAX_DEPTH:
@@ -57,8 +56,15 @@ def _relabel(path: Path, label: bytes) -> None:
                 _set(f"/proc/self/fd/{fd}/{name}", label)
 
 
-def _set(path: str, label: bytes) -> None:
+def _set(path: str, label: bytes) -> bool:
+    """Label one file; False on a file system that has no labels."""
     with contextlib.suppress(OSError):
         if os.getxattr(path, ATTRIBUTE, follow_symlinks=False).rstrip(b"\0") == label:
-            return
-    os.setxattr(path, ATTRIBUTE, label, follow_symlinks=False)
+            return True
+    try:
+        os.setxattr(path, ATTRIBUTE, label, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return False
+    return True

@@ -53,6 +53,37 @@ def test_the_nodes_own_directories(path: str, written: dict[str, bytes]) -> None
     assert written == {}
 
 
+def test_the_nodes_own_directories_by_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: dict[str, bytes]
+) -> None:
+    """Where /bin is a symlink to usr/bin, or /home one to var/home, that is the node's own, too."""
+    (tmp_path / "usr" / "bin").mkdir(parents=True)
+    (tmp_path / "bin").symlink_to("usr/bin")
+    monkeypatch.setattr(relabel, "_KEPT", frozenset({str(tmp_path / "bin"), str(tmp_path / "none")}))
+    for name in ("bin", "usr/bin"):
+        with pytest.raises(InvalidArgument, match="selinux_relabel"):
+            relabel.relabel([str(tmp_path / name)], LABEL)
+    assert written == {}
+
+
+def test_a_file_system_without_labels_inside_a_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is mounted there and takes none leaves the rest of the volume no less labelled."""
+    labelled: list[str] = []
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").touch()
+
+    def setxattr(path: str, *_: object, **__: object) -> None:
+        where = os.path.relpath(os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)), tmp_path)
+        if where.startswith("b"):
+            raise OSError(95, os.strerror(95))
+        labelled.append(where)
+
+    monkeypatch.setattr(os, "setxattr", setxattr)
+    relabel.relabel([str(tmp_path)], LABEL)
+    assert sorted(labelled) == [".", "a", "a/f", "c", "c/f"]
+
+
 @pytest.mark.parametrize(("number", "fatal"), [(95, False), (30, True)])
 def test_file_systems_that_do_not_take_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, *, fatal: bool
