@@ -28,4 +28,5 @@ def of(request: ContainerInput) -> Abilities:
         oom_score=functools.partial(resources.oom_score, facts=facts, restrict=runtime.restrict_oom_score_adj),
         swap_accounting=facts.swap_accounting,
         hugepages=facts.hugetlb and not runtime.disable_hugetlb_controller,
+        net_devices=request.runtime_facts.net_devices,
     )

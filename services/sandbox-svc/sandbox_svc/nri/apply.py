@@ -28,6 +28,8 @@ class Abilities:
     oom_score: Callable[[int], int]
     swap_accounting: bool = True
     hugepages: bool = True
+    #: Whether the OCI runtime knows of linux.netDevices.
+    net_devices: bool = True
 
 
 def apply(spec: Json, adjustment: nri.ContainerAdjustment, able: Abilities) -> None:
@@ -51,7 +53,7 @@ def apply(spec: Json, adjustment: nri.ContainerAdjustment, able: Abilities) -> N
     apply_linux.seccomp(spec, linux)
     apply_linux.namespaces(spec, linux.namespaces)
     apply_linux.sysctls(spec, linux.sysctl)
-    apply_linux.net_devices(spec, linux.net_devices)
+    apply_linux.net_devices(spec, linux.net_devices, known=able.net_devices)
     apply_linux.memory_policy(spec, linux)
     if linux.HasField("resources"):
         found = spec["linux"].setdefault("resources", {})

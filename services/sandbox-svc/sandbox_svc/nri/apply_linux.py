@@ -103,14 +103,20 @@ def sysctls(spec: Json, wanted: Mapping[str, str]) -> None:
         entries(spec["linux"].setdefault("sysctl", {}), wanted, "linux.sysctl")
 
 
-def net_devices(spec: Json, wanted: Mapping[str, nri.LinuxNetDevice]) -> None:
-    """Move network devices of the node into the container; a name renames them there."""
-    if not wanted:
-        return
+def net_devices(spec: Json, wanted: Mapping[str, nri.LinuxNetDevice], *, known: bool = True) -> None:
+    """Move network devices of the node into the container; a name renames them there.
+
+    A runtime that does not know of them (`known` false) would leave them out, and those of CDI devices, too.
+    """
     found = spec["linux"].setdefault("netDevices", {})
     entries(found, {key: {"name": dev.name} if dev.name else {} for key, dev in wanted.items()}, "linux.net_devices")
     if not found:
         del spec["linux"]["netDevices"]
+    elif not known:
+        raise FailedPrecondition(
+            f"NRI adjustment: network devices {', '.join(found)}, which the OCI runtime does not know of "
+            "(`features` has no linux.netDevices)"
+        )
 
 
 def memory_policy(spec: Json, wanted: nri.LinuxContainerAdjustment) -> None:

@@ -179,9 +179,7 @@ class Plugin:
         """Serve the plugin's calls in the reader's thread."""
         try:
             if method == "RegisterPlugin":
-                self._register(nri.RegisterPluginRequest.FromString(payload))
-                answer(nri.Empty())
-                self._registered.set()
+                self._register(nri.RegisterPluginRequest.FromString(payload), answer)
             elif method == "UpdateContainers":
                 self._start_update(nri.UpdateContainersRequest.FromString(payload), answer)
             else:
@@ -190,9 +188,9 @@ class Plugin:
             answer(InvalidArgument(f"{method}: {error}"))
         except BulkheadError as error:
             answer(error)
-            self._registered.set()
 
-    def _register(self, request: nri.RegisterPluginRequest) -> None:
+    def _register(self, request: nri.RegisterPluginRequest, answer: Answer) -> None:
+        """Take a plugin's name and index, once; `begin` hears of a refusal as of a registration."""
         if self._registered.is_set():
             raise FailedPrecondition(f"the plugin is already registered as {self.name}")
         if not self.started_here:
@@ -202,11 +200,15 @@ class Plugin:
             elif not _INDEX.fullmatch(index):
                 self._refused = f"plugin_idx of {name} is {index[:80]!r}, expected two digits"
             if self._refused:
-                raise InvalidArgument(self._refused)
+                answer(InvalidArgument(self._refused))
+                self._registered.set()
+                return
             self.base, self.index = name, index
         logger.info(
             "NRI plugin %s registers, built for %s", self.name, request.NRI_version[:80] or "an unknown version"
         )
+        answer(nri.Empty())
+        self._registered.set()
 
     def _start_update(self, request: nri.UpdateContainersRequest, answer: Answer) -> None:
         """Apply updates in a thread of their own: the reader must go on to read."""

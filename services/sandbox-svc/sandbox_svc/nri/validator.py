@@ -12,6 +12,8 @@ from bulkhead.proto.containerd.nri_pb2 import ContainerAdjustment, Field, PodSan
 from sandbox_svc.nri.owners import Owners
 
 REQUIRED_ANNOTATION = "required-plugins.noderesource.dev"
+#: Characters of its list. It is read at every request while all plugins wait, and whoever may make a pod writes it.
+_LIST_LIMIT = 8192
 
 # Go's strconv.ParseBool.
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
@@ -99,6 +101,8 @@ def _names(value: str) -> list[str]:
     from sandbox_svc import yaml_reader
 
     try:
+        if len(value) > _LIST_LIMIT:
+            raise ValueError(f"{len(value)} characters, at most {_LIST_LIMIT}")
         document = yaml_reader.parse(value.encode())
         return [] if document.null else document.texts()
     except ValueError as error:

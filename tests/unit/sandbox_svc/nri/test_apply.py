@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,6 +54,19 @@ def adjusted(adjustment: dict[str, Any], able: Abilities = ABLE) -> dict[str, An
     spec = copy.deepcopy(SPEC)
     apply(spec, json_format.ParseDict(adjustment, nri.ContainerAdjustment()), able)
     return spec
+
+
+@pytest.mark.parametrize("adjustment", [{"linux": {"netDevices": {"eth7": {}}}}, {"CDIDevices": [{"name": "a/b=c"}]}])
+def test_a_runtime_that_knows_no_network_devices(adjustment: dict[str, Any]) -> None:
+    """It would start the container without the device that a plugin, or a CDI device of its choice, gives it."""
+
+    def inject(spec: dict[str, Any], names: Sequence[str]) -> None:
+        spec["linux"]["netDevices"] = {"eth7": {"name": "net0"}}
+
+    able = replace(ABLE, inject_cdi=inject, net_devices=False)
+    with pytest.raises(FailedPrecondition, match="netDevices"):
+        adjusted(adjustment, able)
+    assert adjusted({"linux": {"netDevices": {"-eth7": {}}}}, able) == SPEC
 
 
 def test_an_empty_adjustment_changes_nothing() -> None:

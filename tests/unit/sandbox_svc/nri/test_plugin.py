@@ -299,6 +299,16 @@ def test_updates_wait_for_configuration() -> None:
     assert pair.updates == []
 
 
+def test_another_call_is_no_registration() -> None:
+    """A plugin that asks for updates before it has registered is refused them, and is not used without a name."""
+    pair = make()
+    asking = threading.Thread(target=lambda: pair.peer.call("UpdateContainers", nri.UpdateContainersRequest()))
+    asking.start()
+    with pytest.raises(TimedOut, match="no registration"):
+        pair.plugin.begin()
+    asking.join(5)
+
+
 def test_a_flood_of_updates_is_bounded() -> None:
     """No more than a few updates of one plugin run at once; the rest are refused, and events go on."""
     pair = make()

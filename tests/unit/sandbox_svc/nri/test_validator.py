@@ -52,7 +52,15 @@ def test_nothing_is_required_of_a_validator_that_is_off() -> None:
 
 @pytest.mark.parametrize(
     "annotations",
-    [{"t": "yes"}, {"t": ""}, {REQUIRED: "a"}, {REQUIRED: "{a: b}"}, {REQUIRED: "[[a]]"}, {REQUIRED: "[" * 5000}],
+    [
+        {"t": "yes"},
+        {"t": ""},
+        {REQUIRED: "a"},
+        {REQUIRED: "{a: b}"},
+        {REQUIRED: "[[a]]"},
+        {REQUIRED: "[" * 5000},
+        {REQUIRED: f"[{'a,' * 20_000}]"},
+    ],
 )
 def test_an_annotation_that_cannot_be_read_refuses(annotations: dict[str, str]) -> None:
     """What cannot be read is no permission."""
