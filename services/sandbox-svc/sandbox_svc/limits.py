@@ -26,7 +26,7 @@ def change(
 ) -> None:
     """Change linux.resources of the bundle at `place` by `edit`, and in the cgroup if the container runs.
 
-    Its status shows `shown` from then on, over what it showed. FailedPrecondition for a container that has ended.
+    Its status shows `shown` from then on, over what it showed. Raises as `require_changeable` does.
     """
     with container.limits:
         require_changeable(container)
@@ -40,7 +40,8 @@ def change(
 
 
 def require_changeable(container: Container) -> None:
-    """Raise FailedPrecondition for a container that has ended: it has no limits to change."""
+    """Raise FailedPrecondition for a container that has ended, NotFound for one that is removed: it has no limits."""
+    container.require_present()
     if container.state not in (cri.CONTAINER_CREATED, cri.CONTAINER_RUNNING):
         name = cri.ContainerState.Name(container.state)
         raise FailedPrecondition(f"container {container.id} is in state {name}, expected CREATED or RUNNING")

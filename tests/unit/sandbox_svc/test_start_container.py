@@ -1,12 +1,14 @@
 """StartContainer where the shim fails at the worst moment: no container runs unseen, no exit code is made up."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bulkhead.config.model import Config
-from bulkhead.errors import DeadlineExceeded, Unavailable
+from bulkhead.errors import DeadlineExceeded, NotFound, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import cgroup, undo
 from sandbox_svc.rpc import bundle, start_container
@@ -66,6 +68,18 @@ def test_a_start_that_fails_says_so_and_is_taken_back(starting: Any) -> None:
     record = starting.container.record
     assert (record.exit_code, record.reason, record.message) == (128, "StartError", "Start: no answer")
     assert {("c", "task")} == set(starting.undone)
+
+
+def test_what_was_removed_meanwhile_is_not_started(starting: Any) -> None:
+    """A StartContainer that waited for a RemoveContainer finds nothing to start."""
+    starting.link.create = None
+    with ThreadPoolExecutor(1) as pool:
+        with starting.container.operation:
+            outcome = pool.submit(start, starting)
+            time.sleep(0.05)
+            starting.container.update(phase=Phase.REMOVING)
+        assert isinstance(outcome.exception(5), NotFound)
+    assert starting.container.record.started_at == 0
 
 
 def test_a_silent_shim_saves_no_process(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,24 +33,24 @@ class Gate:
     def operation(self, timeout: float, *, anyway: bool = False) -> Iterator[None]:
         """Hold synchronizations off; one that has not ended within `timeout` seconds is DeadlineExceeded.
 
-        With `anyway` the block is run then all the same, beside the synchronization.
+        With `anyway` the block is run then all the same, beside the synchronization, and so is what it enters.
         """
         depth: int = getattr(self._mine, "depth", 0)
+        entered = False
         if not depth:
             try:
                 self._enter(timeout)
+                entered = True
             except DeadlineExceeded as error:
                 if not anyway:
                     raise
                 logger.error("NRI: %s; what cannot wait goes on beside it", error)
-                yield
-                return
         self._mine.depth = depth + 1
         try:
             yield
         finally:
             self._mine.depth = depth
-            if not depth:
+            if entered:
                 with self._changed:
                     self._inside -= 1
                     if not self._inside:

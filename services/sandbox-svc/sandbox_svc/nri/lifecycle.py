@@ -20,6 +20,8 @@ from sandbox_svc.store.records import ContainerRecord, SandboxRecord
 
 #: Seconds for the updates of other containers that plugins want beside an operation.
 UPDATES = 30.0
+#: There is no more to be told of these.
+_OVER = (Told.NOTHING, Told.REMOVED)
 
 
 class Lifecycle:
@@ -38,18 +40,18 @@ class Lifecycle:
         return self.hooks.teardown()
 
     def running(self, pod: Pod, record: SandboxRecord) -> None:
-        """Tell of a pod that is about to be ready, described by `record`; raises what must fail it, undone already."""
+        """Tell of a pod that is about to be ready, described by `record`.
+
+        Raises what must fail the creation; `pod_removed` then tells those who have heard of it.
+        """
         pod.told = Told.MADE
-        if not self.hooks.active:
-            return
-        try:
+        if self.hooks.active:
             self.hooks.run_pod_sandbox(self.runtime.pod(record))
-        except BaseException:
-            self.pod_removed(pod)
-            raise
 
     def pod_stopped(self, pod: Pod) -> None:
         """Tell that a pod is stopped."""
+        if pod.told is not Told.MADE:
+            return
         with self.teardown(), pod.telling:
             if pod.told is Told.MADE:
                 if self.hooks.active:
@@ -58,6 +60,8 @@ class Lifecycle:
 
     def pod_removed(self, pod: Pod) -> None:
         """Tell that a pod is removed, and before that of its stop."""
+        if pod.told in _OVER:
+            return
         with self.teardown(), pod.telling:
             self.pod_stopped(pod)
             if pod.told is Told.STOPPED:
@@ -139,6 +143,8 @@ class Lifecycle:
     def stopped(self, container: Container) -> None:
         """Tell that a container is stopped, and make the updates of others that plugins want then, as far as can be."""
         others: Sequence[nri.ContainerUpdate] = ()
+        if container.told is not Told.MADE:
+            return
         with self.teardown(), container.telling:
             if container.told is Told.MADE:
                 if self.hooks.active:
@@ -149,6 +155,8 @@ class Lifecycle:
 
     def removed(self, container: Container) -> None:
         """Tell that a container is removed, and before that of its stop."""
+        if container.told in _OVER:
+            return
         self.stopped(container)
         with self.teardown(), container.telling:
             if container.told is Told.STOPPED:

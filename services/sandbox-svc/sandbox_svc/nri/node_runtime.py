@@ -77,7 +77,7 @@ class NodeRuntime:
             except (BulkheadError, OSError, ValueError) as error:
                 metrics.ERRORS.labels("nri_update").inc()
                 logger.warning("container %s: an update that a plugin wants failed: %s", container.id, error)
-                if not update.ignore_failure and container.state in _ALIVE:
+                if not update.ignore_failure and self._find(container.id) is not None:
                     failed.append(update)
         return failed
 

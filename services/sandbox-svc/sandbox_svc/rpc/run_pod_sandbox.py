@@ -105,6 +105,7 @@ def _create(node: Node, config: cri.PodSandboxConfig, asked: str, runtime: Resol
 
 def _take_back(node: Node, pod: Pod) -> None:
     """Undo a creation; what cannot be undone now is left over (sandbox_svc.leftovers)."""
+    node.nri.pod_removed(pod)
     node.ledger.undo(pod.id)
     node.database.forget(pod.record)
     node.model.drop_pod(pod)

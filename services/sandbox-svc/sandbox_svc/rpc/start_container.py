@@ -29,6 +29,7 @@ def start_container(
     """Start a created container; one that cannot be started ends with reason StartError and the error as message."""
     container = node.model.container(request.container_id)
     with container.operation:
+        container.require_present()
         if container.state != cri.CONTAINER_CREATED:
             name = cri.ContainerState.Name(container.state)
             raise FailedPrecondition(f"container {container.id} is in state {name}, expected CONTAINER_CREATED")

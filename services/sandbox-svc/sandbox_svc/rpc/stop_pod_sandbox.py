@@ -57,10 +57,11 @@ def stop_pod(node: Node, pod: Pod) -> None:
 
 def _tell(node: Node, pod: Pod) -> None:
     """Tell NRI plugins of the pod's stop, after those of its containers that ran; one that never did is removed."""
-    for container in node.model.containers_of(pod):
-        if container.record.finished_at:
-            node.nri.stopped(container)
-    node.nri.pod_stopped(pod)
+    with node.nri.teardown():
+        for container in node.model.containers_of(pod):
+            if container.record.finished_at:
+                node.nri.stopped(container)
+        node.nri.pod_stopped(pod)
 
 
 def _as_ours(error: BaseException, pod: Pod) -> BaseException:

@@ -42,8 +42,10 @@ def update_pod_sandbox_resources(
     node: Node, request: cri.UpdatePodSandboxResourcesRequest, context: grpc.ServicerContext
 ) -> cri.UpdatePodSandboxResourcesResponse:
     """Take note of a pod's new overhead and sum of resources: its cgroup is the kubelet's, who has set it already."""
+    validate.no_nul(request, "")
     pod = node.model.pod(request.pod_sandbox_id)
     with pod.operation, node.nri.operation():
+        pod.require_present()
         node.nri.updating_pod(pod, request)
         config = cri.PodSandboxConfig()
         config.CopyFrom(pod.record.config)

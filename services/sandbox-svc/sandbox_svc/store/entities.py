@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from bulkhead.errors import FailedPrecondition
+from bulkhead.errors import FailedPrecondition, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.store import messages
 from sandbox_svc.store.database import Database, Entry
@@ -65,6 +65,11 @@ class Entity(Generic[R]):
             self._condition.notify_all()
             self.observe(self, old, record)
             return record
+
+    def require_present(self) -> None:
+        """Raise NotFound for what has been removed while the caller waited for its turn."""
+        if self.record.phase is not Phase.PRESENT:
+            raise NotFound(f"{type(self).__name__.lower()} {self.id} is {self.record.phase}")
 
     def doubt(self, uncertain: bool) -> None:
         """Say whether the state is unknown at present."""

@@ -76,6 +76,25 @@ def test_what_cannot_wait_goes_on() -> None:
         pass
 
 
+def test_what_cannot_wait_waits_once() -> None:
+    """What goes on beside a synchronization waits no second time for the same one, however deep it enters."""
+    gate, took = Gate(), list[float]()
+
+    def work() -> None:
+        began = time.monotonic()
+        with gate.operation(0.1, anyway=True), gate.operation(5, anyway=True), gate.operation(5):
+            took.append(time.monotonic() - began)
+
+    with gate.alone(1):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(10)
+    assert took
+    assert took[0] < 2
+    with gate.alone(0.1):
+        pass
+
+
 def test_waits_end() -> None:
     """Whoever is kept waiting longer than it allowed gets DEADLINE_EXCEEDED, and the gate works on."""
     gate = Gate()

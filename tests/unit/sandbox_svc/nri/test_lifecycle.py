@@ -3,13 +3,14 @@
 import contextlib
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bulkhead.errors import FailedPrecondition
+from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound
 from bulkhead.proto.containerd import nri_pb2 as nri
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import limits
@@ -17,7 +18,7 @@ from sandbox_svc.nri import node_runtime
 from sandbox_svc.nri.hooks import UpdateContainerResult
 from sandbox_svc.nri.lifecycle import Lifecycle
 from sandbox_svc.nri.node_runtime import Controllers, NodeRuntime
-from sandbox_svc.rpc import update
+from sandbox_svc.rpc import run_pod_sandbox, update
 from sandbox_svc.store.entities import Container, Told
 from sandbox_svc.store.records import ContainerRecord, Exit, Phase
 
@@ -88,13 +89,71 @@ def test_what_nobody_heard_of_is_not_ended(plugged: Any) -> None:
     assert plugged.hooks.told == []
 
 
-def test_a_pod_that_is_refused_is_ended(plugged: Any) -> None:
-    """Plugins that were asked before the one that refused hear that there is no pod."""
-    plugged.pod.told = Told.NOTHING
-    plugged.hooks.answers["run_pod_sandbox"] = FailedPrecondition("no")
-    with pytest.raises(FailedPrecondition):
-        plugged.node.nri.running(plugged.pod, plugged.pod.record)
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_pod_that_fails_after_plugins_have_heard_of_it(
+    plugged: Any, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+) -> None:
+    """Plugins hear that there is no pod: where one refused it, and where what comes after them failed."""
+    if refused:
+        plugged.hooks.answers["run_pod_sandbox"] = FailedPrecondition("no")
+
+    def run(creation: Any) -> None:
+        creation.step = "telling NRI plugins"
+        plugged.node.nri.running(creation._pod, creation._pod.record)
+        raise FailedPrecondition("the shim hung up")
+
+    monkeypatch.setattr(run_pod_sandbox._Creation, "run", run)
+    plugged.node.users = lambda pod: None
+    runtime: Any = SimpleNamespace(name="runc")
+    with pytest.raises(FailedPrecondition, match="no" if refused else "hung up"):
+        run_pod_sandbox._create(plugged.node, cri.PodSandboxConfig(), "", runtime, "a" * 64)
     assert plugged.hooks.told == ["run_pod_sandbox", "stop_pod_sandbox", "remove_pod_sandbox"]
+    assert [pod.id for pod in plugged.node.model.everything()] == [plugged.pod.id]
+
+
+def test_what_has_been_told_waits_for_nobody(plugged: Any) -> None:
+    """A stop or a removal that plugins know of already does not pass the gate: a synchronization may hold it."""
+    plugged.hooks.teardown = None
+    plugged.container.told, plugged.pod.told = Told.STOPPED, Told.REMOVED
+    plugged.node.nri.stopped(plugged.container)
+    plugged.node.nri.pod_stopped(plugged.pod)
+    plugged.node.nri.pod_removed(plugged.pod)
+    plugged.container.told = Told.REMOVED
+    plugged.node.nri.removed(plugged.container)
+    assert plugged.hooks.told == []
+
+
+def test_what_is_removed_is_not_updated(plugged: Any) -> None:
+    """A removal that came first leaves nothing to change, neither for the kubelet nor for plugins."""
+    plugged.container.update(started_at=0)
+    updates = [shares(7), shares(7, "p" * 64)]
+    with ThreadPoolExecutor(2) as pool:
+        with plugged.container.operation, plugged.pod.operation:
+            context: Any = None
+            request: Any = cri.UpdateContainerResourcesRequest(container_id=plugged.container.id)
+            first = pool.submit(update.update_container_resources, plugged.node, request, context)
+            request = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=plugged.pod.id)
+            second = pool.submit(update.update_pod_sandbox_resources, plugged.node, request, context)
+            time.sleep(0.05)
+            for entity in (plugged.container, plugged.pod):
+                entity.update(phase=Phase.REMOVING)
+        for outcome in (first, second):
+            assert isinstance(outcome.exception(5), NotFound)
+    with pytest.raises(NotFound):
+        plugged.node.nri.runtime.change(plugged.container, updates[0].linux.resources)
+    assert plugged.node.nri.runtime.update_containers(updates, time.monotonic() + 5) == []
+    assert (plugged.hooks.told, plugged.updates) == ([], [])
+
+
+def test_a_pods_new_resources_are_checked(plugged: Any) -> None:
+    """What the kernel would cut at a NUL byte is refused, and plugins do not hear of it."""
+    request = cri.UpdatePodSandboxResourcesRequest(
+        pod_sandbox_id=plugged.pod.id, resources=cri.LinuxContainerResources(cpuset_cpus="0\0")
+    )
+    context: Any = None
+    with pytest.raises(InvalidArgument, match="cpuset_cpus"):
+        update.update_pod_sandbox_resources(plugged.node, request, context)
+    assert plugged.hooks.told == []
 
 
 def test_without_plugins_nothing_is_built(plugged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
