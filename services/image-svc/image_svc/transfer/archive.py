@@ -10,12 +10,13 @@ from image_svc import digests
 from image_svc.decompress import tar_stream
 from image_svc.ingest import Content
 from image_svc.manifest import CONFIG_LIMIT
+from image_svc.patience import Patience
 from image_svc.transfer.staging import Staged, Staging
 from image_svc.transfer.tar import Entry, Kind, Reader, entries
 
 #: Entries of one archive; a thousand images of a hundred layers, with the three files that docker save made of each.
 ENTRY_LIMIT = 300_000
-#: Bytes of all documents in memory.
+#: Bytes of all documents, and characters of all names and links, in memory.
 DOCUMENTS_LIMIT = 64 << 20
 #: Links followed from one name.
 LINK_LIMIT = 8
@@ -63,14 +64,15 @@ class Archive:
         raise InvalidArgument(f"archive: {name[:200]!r} is a link in a circle or through too many others")
 
 
-def read(blocks: Iterable[bytes], staging: Staging, content: Content) -> Archive:
+def read(blocks: Iterable[bytes], staging: Staging, content: Content, patience: Patience) -> Archive:
     """Read an archive, compressed or not, to its end; every file under `blobs/` must be what its name promises."""
     archive = Archive(content)
-    reader = Reader(tar_stream(_not_empty(blocks), "archive"))
+    reader = Reader(_patiently(tar_stream(_not_empty(blocks), "archive"), patience))
     total = 0
     for number, entry in enumerate(entries(reader)):
-        if number >= ENTRY_LIMIT:
-            raise ResourceExhausted(f"archive has more than {ENTRY_LIMIT} entries")
+        total += len(entry.name) + len(entry.link)
+        if number >= ENTRY_LIMIT or total > DOCUMENTS_LIMIT:
+            raise ResourceExhausted(f"archive has more than {ENTRY_LIMIT} entries, or {DOCUMENTS_LIMIT} bytes of names")
         if entry.kind in (Kind.SYMLINK, Kind.LINK):
             archive.links[entry.name] = entry.link
         elif entry.kind is Kind.FILE:
@@ -92,6 +94,13 @@ def _stage(entry: Entry, reader: Reader, staging: Staging) -> Staged:
     if match and len(match[2]) == digests.LENGTHS.get(match[1]):
         expected = f"{match[1]}:{match[2]}"
     return staging.take(entry.name, entry.size, reader.data(entry.size), expected)
+
+
+def _patiently(blocks: Iterable[bytes], patience: Patience) -> Iterator[bytes]:
+    """Pass blocks on as long as anybody waits: a compressed megabyte may hold days of padding and headers."""
+    for block in blocks:
+        patience.check()
+        yield block
 
 
 def _not_empty(blocks: Iterable[bytes]) -> Iterator[bytes]:

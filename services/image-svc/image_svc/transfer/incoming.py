@@ -74,7 +74,7 @@ class Importer:
         with parts.leases.lease() as lease:
             limit = parts.config.bulkhead.unpack_max_bytes
             staging = Staging(parts.content, parts.store, lease, patience, limit)
-            archive = read(blocks, staging, parts.content)
+            archive = read(blocks, staging, parts.content, patience)
             incoming = Layouts(archive, parts.content, staging, patience).images(options.names, options.base_name)
             plans = [self._plan(each, options) for each in incoming]
             before = parts.store.targets()

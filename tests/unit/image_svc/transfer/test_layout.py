@@ -1,5 +1,6 @@
 """Whatever an archive's documents say, and however its names are linked, the answer is an error of ours or an image."""
 
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bulkhead.errors import BulkheadError, InvalidArgument, ResourceExhausted
+from bulkhead.errors import BulkheadError, DeadlineExceeded, InvalidArgument, ResourceExhausted
+from image_svc.decompress import tar_stream
 from image_svc.ingest import Content
 from image_svc.leases import Lease, Leases
 from image_svc.patience import Patience
@@ -88,7 +90,7 @@ def test_giants(place: Any) -> None:
         info = tarfile.TarInfo("blobs/sha256/" + "0" * 64)
         info.size = size
         with pytest.raises(ResourceExhausted, match="at most"):
-            read([info.tobuf(tarfile.GNU_FORMAT)], place.staging, place.content)
+            read([info.tobuf(tarfile.GNU_FORMAT)], place.staging, place.content, Patience(60, "test"))
     assert list(place.content.partials()) == []
 
 
@@ -98,7 +100,7 @@ def test_a_disk_that_is_too_small(place: Any, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=4096))
     with pytest.raises(ResourceExhausted, match="room for 4096"):
-        read([archives.tar({"layer.tar": bytes(5000)})], place.staging, place.content)
+        read([archives.tar({"layer.tar": bytes(5000)})], place.staging, place.content, Patience(60, "test"))
 
 
 def test_bombs(node: Station) -> None:
@@ -190,3 +192,53 @@ def test_what_was_read_does_not_pile_up(place: Any) -> None:
     contents.json(place.staging.document(json.dumps({"x": "y" * 3_000_000}).encode()))
 
     assert sum(len(json.dumps(each)) for each in contents._parsed.values()) < 5 << 20
+
+
+@pytest.mark.parametrize("kind", ["padding", "headers"])
+def test_a_bomb_ends_with_patience(place: Any, kind: str) -> None:
+    """Endless zeros after the end, or headers of nothing, are read as long as somebody waits and no longer."""
+    import itertools
+    import tarfile
+
+    header = tarfile.TarInfo("global")
+    header.type = tarfile.XGLTYPE
+    block = bytes(1 << 20) if kind == "padding" else header.tobuf(tarfile.GNU_FORMAT) * 2048
+    with pytest.raises(DeadlineExceeded):
+        read(itertools.repeat(block, 20_000), place.staging, place.content, Patience(0.3, "test"))
+
+
+def test_names_are_bounded(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and targets of links count among what an archive may have in memory."""
+    import io
+    import tarfile
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for number in range(40):
+            info = tarfile.TarInfo(f"{number}/{'n' * 900}")
+            info.type, info.linkname = tarfile.SYMTYPE, "t" * 900
+            archive.addfile(info)
+    monkeypatch.setattr("image_svc.transfer.archive.DOCUMENTS_LIMIT", 50_000)
+    with pytest.raises(ResourceExhausted, match="names"):
+        read([out.getvalue()], place.staging, place.content, Patience(60, "test"))
+
+
+def test_a_layer_is_decompressed_once(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compressed layer that many images of an archive share is checked against its diff id once."""
+    layer = Layer().file("a", "x" * 100_000).tar()
+    image = Image([layer])
+    files = archives.saved(image, "app:1")
+    files = {name: gzip.compress(data) if name.endswith(".tar") else data for name, data in files.items()}
+    (saved,) = json.loads(files["manifest.json"])
+    files["manifest.json"] = json.dumps([saved] * 50).encode()
+    opened: list[str] = []
+
+    def noted(blocks: Iterator[bytes], where: str) -> Iterator[bytes]:
+        opened.append(where)
+        return iter(tar_stream(blocks, where))
+
+    monkeypatch.setattr("image_svc.transfer.layout.tar_stream", noted)
+    patience = Patience(60, "test")
+    archive = read([archives.tar(files)], place.staging, place.content, patience)
+    assert len(Layouts(archive, place.content, place.staging, patience).images((), "")) == 50
+    assert len(opened) == 1
