@@ -18,7 +18,7 @@ from image_svc.store import Layer
 #: Longest wait for the decryptor, seconds: for a verdict, and for the end of a layer whose last byte has been read.
 TIMEOUT = 10.0
 #: Annotations that concern decryption; the decryptor is told no others.
-_PREFIX = "org.opencontainers.image.enc."
+ENCRYPTION = "org.opencontainers.image.enc."
 
 
 class DecryptorGone(Unavailable):
@@ -189,7 +189,7 @@ class Chain:
 
 
 def _asked(layer: Layer) -> keys_pb2.Layer:
-    annotations = {name: value for name, value in layer.annotations.items() if name.startswith(_PREFIX)}
+    annotations = {name: value for name, value in layer.annotations.items() if name.startswith(ENCRYPTION)}
     return keys_pb2.Layer(
         digest=layer.digest, media_type=layer.media_type, annotations=annotations, diff_id=layer.diff_id
     )

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from bulkhead import __version__
-from bulkhead.cli import config, images, prepare, status, up
+from bulkhead.cli import config, images, prepare, run, status, up
 from bulkhead.errors import BulkheadError
 
 
@@ -19,7 +19,7 @@ def parser(chosen: str = "") -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="bulkhead", description="A Kubernetes container runtime in compartments.")
     made.add_argument("--version", action="version", version=f"bulkhead {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (up, status, config, prepare):
+    for module in (up, run, status, config, prepare):
         module.add_parser(commands)
     images.add_parser(commands, chosen=chosen in ("images", "image"))
     commands.add_parser("version", help="print the version").set_defaults(run=_version)

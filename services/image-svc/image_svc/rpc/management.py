@@ -13,9 +13,11 @@ from image_svc.parts import Parts
 from image_svc.patience import Patience
 from image_svc.platforms import Platform
 from image_svc.progress import Progress
+from image_svc.purpose import Purpose
 from image_svc.reference import Reference
 from image_svc.rpc import filters, transfers
 from image_svc.rpc.accounts import Accounts
+from image_svc.rpc.ciphers import Ciphering
 from image_svc.rpc.descriptions import Descriptions
 from image_svc.rpc.explaining import explain
 from image_svc.rpc.inventory import Entry, Inventory
@@ -48,6 +50,7 @@ class Management(ManagementServicer):
         self._importer = Importer(parts, contents, self._host)
         self._fetcher = Fetcher(parts, contents, self._host)
         self._sender = Sender(parts, contents)
+        self._ciphering = Ciphering(parts, contents, self._inventory, self._host)
 
     @rpc.long_call
     def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListResponse:
@@ -63,7 +66,8 @@ class Management(ManagementServicer):
             raise InvalidArgument("image is empty; expected a name")
         patience = self._patience(context, self._parts.config.bulkhead.pull_timeout, f"pull of {request.image}")
         auth = request.auth if request.HasField("auth") else None
-        wish = Wish(request.image, auth, self._selection(request.platforms), request.no_unpack)
+        selected = self._selection(request.platforms)
+        wish = Wish(request.image, auth, selected, request.no_unpack, Purpose(grant=request.grant))
 
         def work(watch: Watch) -> pb.TransferResult:
             self._parts.recovery.wait(patience)
@@ -175,6 +179,30 @@ class Management(ManagementServicer):
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:
         """Say which hosts would be asked for an image, and what they answer."""
         return explain(self._parts, request, context)
+
+    @rpc.long_call
+    def Encrypt(self, request: pb.EncryptImageRequest, context: grpc.ServicerContext) -> Iterator[pb.TransferEvent]:
+        """Make an encrypted image of another."""
+        patience = self._patience(context, _ARCHIVE_TIMEOUT, f"encryption of {request.image}")
+        yield from transfers.stream(lambda watch: self._ciphering.encrypt(request, patience, watch))
+
+    @rpc.long_call
+    def Decrypt(self, request: pb.DecryptImageRequest, context: grpc.ServicerContext) -> Iterator[pb.TransferEvent]:
+        """Make a plain image of an encrypted one."""
+        patience = self._patience(context, _ARCHIVE_TIMEOUT, f"decryption of {request.image}")
+        yield from transfers.stream(lambda watch: self._ciphering.decrypt(request, patience, watch))
+
+    @rpc.long_call
+    def Unpack(self, request: pb.UnpackRequest, context: grpc.ServicerContext) -> Iterator[pb.TransferEvent]:
+        """Unpack what is here as content."""
+        patience = self._patience(context, self._parts.config.bulkhead.pull_timeout, f"unpacking of {request.image}")
+        yield from transfers.stream(lambda watch: self._ciphering.unpack(request, patience, watch))
+
+    @rpc.long_call
+    def Evict(self, request: pb.EvictRequest, context: grpc.ServicerContext) -> pb.EvictResponse:
+        """Drop what was unpacked of images whose keys are gone."""
+        patience = self._patience(context, self._parts.config.bulkhead.pull_timeout, "eviction")
+        return self._ciphering.evict(request, patience)
 
     def _outgoing(self, image: str, wanted: Selection) -> Outgoing:
         entry = self._inventory.find(image)

@@ -61,6 +61,41 @@ class KeptContent:
             drop_nameless(db)
             self.generation += 1
 
+    def demote(self: Database, name: str, target: str, digests: Iterable[str]) -> None:
+        """Make a name of an unpacked image one of content that is kept; nothing happens to other names."""
+        with self._change() as db:
+            if not db.execute("DELETE FROM names WHERE name = ? AND target = ?", (name, target)).rowcount:
+                return
+            db.execute(
+                "INSERT INTO content_names VALUES (?,?,?) ON CONFLICT (name) DO NOTHING", (name, target, time.time_ns())
+            )
+            _hold(db, target, digests)
+            drop_nameless(db)
+            self.generation += 1
+
+    def layers_of_only(self: Database, manifests: Iterable[str]) -> list[tuple[str, str, int]]:
+        """Return chain id, diff id and bytes of the unpacked layers that no manifest but these is made of."""
+        marks = list(manifests)
+        rows = self._read(
+            "SELECT chain_id, diff_id, bytes FROM layers WHERE chain_id IN"  # noqa: S608 # question marks only
+            f" (SELECT chain_id FROM manifest_layers WHERE manifest IN ({_marks(marks)})) AND chain_id NOT IN"
+            f" (SELECT chain_id FROM manifest_layers WHERE manifest NOT IN ({_marks(marks)})) ORDER BY name",
+            (*marks, *marks),
+        )
+        return [(str(chain), str(diff), int(str(size))) for chain, diff, size in rows]
+
+    def layer_users(self: Database) -> dict[str, list[str]]:
+        """Return the keys of the containers whose file system stands on each layer, by chain id."""
+        found: dict[str, list[str]] = {}
+        rows = self._read(
+            "WITH RECURSIVE used(key, chain_id) AS (SELECT key, chain_id FROM snapshots"
+            " UNION SELECT u.key, l.parent FROM layers l JOIN used u ON l.chain_id = u.chain_id WHERE l.parent <> '')"
+            " SELECT key, chain_id FROM used"
+        )
+        for key, chain in rows:
+            found.setdefault(str(chain), []).append(str(key))
+        return found
+
     def add_names(self: Database, names: Iterable[str], manifest: str, target: str) -> bool:
         """Point further names at an image that is here; False, with nothing changed, if it has gone meanwhile."""
         with self._change() as db:
@@ -112,3 +147,7 @@ def drop_nameless(db: sqlite3.Connection) -> None:
 
 def _hold(db: sqlite3.Connection, target: str, digests: Iterable[str]) -> None:
     db.executemany("INSERT INTO held VALUES (?,?) ON CONFLICT DO NOTHING", [(target, digest) for digest in digests])
+
+
+def _marks(values: Sequence[str]) -> str:
+    return ",".join("?" * len(values))

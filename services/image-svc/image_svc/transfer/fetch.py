@@ -16,6 +16,7 @@ from image_svc.parts import Parts
 from image_svc.patience import Patience
 from image_svc.platforms import Platform
 from image_svc.progress import LayerProgress, LayerState, Progress, PullState
+from image_svc.purpose import Purpose
 from image_svc.reference import Reference
 from image_svc.registry.repository import Descriptor, Repository
 from image_svc.transfer.contents import Contents, Tree, Variant
@@ -38,6 +39,8 @@ class Wish:
     auth: AuthConfig | None = None
     selection: Selection = field(default_factory=Selection)
     no_unpack: bool = False
+    #: Keys that root lends to it.
+    purpose: Purpose = field(default_factory=Purpose)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Fetcher:
                 progress = Progress(str(name))
                 watch(progress)
                 try:
-                    self._parts.puller.pull(wish.image, wish.auth, patience, progress=progress)
+                    self._parts.puller.pull(wish.image, wish.auth, patience, wish.purpose, progress=progress)
                 except SignatureValidationFailed:
                     raise  # what a verifier rejects is not kept either
                 except (FailedPrecondition, PermissionDenied) as error:

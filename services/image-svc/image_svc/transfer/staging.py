@@ -1,4 +1,4 @@
-"""Files of an archive on their way into the content store: hashed while they are written, blobs once they are right."""
+"""Files on their way into the content store, of archives or made here: hashed while written, blobs once right."""
 
 import hashlib
 import os
@@ -37,22 +37,32 @@ class Staged:
 class Staging:
     """Takes in the files of one archive; what nothing comes to need is garbage when the lease ends."""
 
-    def __init__(self, content: Content, store: Store, lease: Lease, patience: Patience, limit: int) -> None:
+    def __init__(
+        self,
+        content: Content,
+        store: Store,
+        lease: Lease,
+        patience: Patience,
+        limit: int,
+        *,
+        what: str = "archive entry",
+    ) -> None:
         self._content = content
         self._store = store
         self._lease = lease
         self._patience = patience
         #: Bytes of one file.
         self._limit = limit
+        self._what = what
 
     def check_size(self, name: str, size: int) -> None:
         """Raise ResourceExhausted for a file that is larger than layers may be, or than the disk has room for."""
         if size > self._limit:
-            raise ResourceExhausted(f"archive entry {name!r} has {size} bytes, at most {self._limit} are allowed")
+            raise ResourceExhausted(f"{self._what} {name!r} has {size} bytes, at most {self._limit} are allowed")
         disk = os.statvfs(self._content.partial("").parent)
         free = disk.f_bavail * disk.f_frsize
         if size > free:
-            raise ResourceExhausted(f"archive entry {name!r} has {size} bytes, the disk has room for {free}")
+            raise ResourceExhausted(f"{self._what} {name!r} has {size} bytes, the disk has room for {free}")
 
     def take(self, name: str, size: int, pieces: Iterable[bytes], expected: str = "") -> Staged:
         """Store one file, durably, under its digest; DataLoss if that is not the one expected."""
@@ -65,13 +75,13 @@ class Staging:
             head = self._hash(pieces, hasher) if known else self._write(str(path), pieces, hasher)
             found = f"{hasher.name}:{hasher.hexdigest()}"
             if expected and found != expected:
-                raise DataLoss(f"archive entry {name!r} has content of digest {found}")
+                raise DataLoss(f"{self._what} {name!r} has content of digest {found}")
             if not known:
                 self._lease.claim(found)
                 path.rename(self._content.path(found))
                 fsync_directory(self._content.path(found).parent)
         except OSError as error:
-            raise telemetry.disk_failure(f"archive entry {name!r}", error) from error
+            raise telemetry.disk_failure(f"{self._what} {name!r}", error) from error
         finally:
             path.unlink(missing_ok=True)
         self._store.add_blob(found, size)
@@ -107,7 +117,7 @@ class Staging:
 
 
 def discard_leftovers(content: Content) -> None:
-    """Remove the files of imports that a crash cut short; no import may be under way."""
+    """Remove the files of imports and the like that a crash cut short; no import may be under way."""
     for entry in content.partials():
         if entry.name.startswith(_PREFIX):
             os.unlink(entry.path)

@@ -98,3 +98,8 @@ def socket_of(options: argparse.Namespace) -> Path:
         return paths.service_socket(config.load(options.config).state, SERVICE)
     except PermissionDenied as error:
         raise PermissionDenied(f"{error}; who may not read the configuration gives --socket") from error
+
+
+def layer_socket_of(options: argparse.Namespace) -> Path:
+    """Return the decryptor's socket for layers and keys, of the same stack."""
+    return paths.layer_socket(socket_of(options).parent.parent)

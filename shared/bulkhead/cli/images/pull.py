@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 
+from bulkhead.cli import keys
 from bulkhead.cli.images import arguments, client, exits, login, transfer
 from bulkhead.errors import BulkheadError
 from bulkhead.proto import images_pb2 as pb
@@ -17,6 +19,7 @@ _EXAMPLES = """  bulkhead images pull docker.io/library/busybox:1.37
   bulkhead images pull registry:5000/app:2 registry:5000/db:7
   bulkhead images pull --all-platforms docker.io/library/bash:latest
   bulkhead images pull --user robot --password-stdin registry.example/app:2 < password
+  bulkhead images pull --key mykey.pem registry:5000/bash.enc:latest
   id=$(bulkhead images pull --quiet busybox)        # prints the id alone"""
 
 
@@ -26,6 +29,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     arguments.platforms(parser, "keep")
     parser.add_argument("--no-unpack", action="store_true", help="keep the content only: to push, export or inspect it")
+    keys.add(parser)
     login.add(parser)
     arguments.output(parser, quiet="print the images' ids only", events=True)
 
@@ -34,10 +38,15 @@ def run(options: argparse.Namespace) -> int:
     """Pull one image after another; the status of the first that failed, after trying all."""
     worst = 0
     asked = [(image, login.credentials(options, image)) for image in options.images]
-    with client.connected(options) as connection:
+    lent = keys.lent(client.layer_socket_of(options), options.key) if options.key else nullcontext("")
+    with lent as grant, client.connected(options) as connection:
         for image, auth in asked:
             request = pb.PullRequest(
-                image=image, auth=auth, platforms=arguments.selected(options), no_unpack=options.no_unpack
+                image=image,
+                auth=auth,
+                platforms=arguments.selected(options),
+                no_unpack=options.no_unpack,
+                grant=grant,
             )
             try:
                 _one(options, connection, request)

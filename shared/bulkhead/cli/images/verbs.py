@@ -4,6 +4,9 @@ import argparse
 import sys
 
 from bulkhead.cli.images import (
+    decrypt,
+    encrypt,
+    evict,
     explain,
     exporting,
     importing,
@@ -31,6 +34,9 @@ _MODULES = (
     layerinfo,
     importing,
     exporting,
+    encrypt,
+    decrypt,
+    evict,
     usage,
     prune,
     explain,
