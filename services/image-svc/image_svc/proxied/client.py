@@ -4,6 +4,7 @@ import errno
 import getpass
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -167,15 +168,18 @@ class Proxy:
         try:
             return self._asked(watched, request, min(limit, patience.left))
         except BulkheadError:
-            patience.check()
+            if patience.cancelled:
+                patience.check()
             raise
 
     def _asked(self, method: Callable[..., Any], request: Any, limit: float) -> Any:
         """Call, and once more if the connection was lost to a snapshotter that is there: every call may be repeated."""
         metadata = (*rpc.metadata(), ("containerd-namespace", NAMESPACE))
+        until = time.monotonic() + limit
         for again in (False, True):
+            left = max(until - time.monotonic(), 0.0)
             try:
-                return method(request, timeout=limit, metadata=metadata, wait_for_ready=again)
+                return method(request, timeout=left, metadata=metadata, wait_for_ready=again)
             except grpc.FutureCancelledError as error:
                 raise Unavailable(f"{self}: the call was cancelled") from error
             except grpc.RpcError as error:
@@ -191,7 +195,7 @@ class Proxy:
     def _explained(self, error: grpc.Call, limit: float) -> BulkheadError:
         code, details = error.code(), error.details() or ""
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded(f"{self} did not answer within {limit:.0f} s")
+            return DeadlineExceeded(f"{self} did not answer within {limit:.3g} s")
         return from_code(code.value[0], f"{self}: {details}")
 
     def _refused(self) -> BulkheadError | None:

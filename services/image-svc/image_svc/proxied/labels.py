@@ -46,8 +46,9 @@ def of_layers(
 
 
 def _passes(key: str, value: str) -> bool:
-    short = len(key.encode()) + len(value.encode(errors="replace")) <= LIMIT
-    return key.startswith(PREFIX) and key not in _OWNERS and short and value.isprintable()
+    if not key.startswith(PREFIX) or key in _OWNERS or not (key + value).isprintable():
+        return False
+    return len(key.encode()) + len(value.encode()) <= LIMIT
 
 
 def _joined(digests: Sequence[str]) -> str:
