@@ -7,7 +7,7 @@ import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from bulkhead.errors import InvalidArgument
@@ -28,6 +28,7 @@ _SYSCTL = re.compile(r"[a-z0-9]([-_a-z0-9]*[a-z0-9])?([./][a-zA-Z0-9]([-_a-zA-Z0
 def pod(config: cri.PodSandboxConfig) -> None:
     """Check a pod's configuration."""
     no_nul(config, "config")
+    _known_values(config, "config")
     if not config.HasField("metadata"):
         raise InvalidArgument("config.metadata is missing, expected the pod's name, uid, namespace and attempt")
     _name("config.metadata.name", config.metadata.name)
@@ -56,6 +57,7 @@ def pod(config: cri.PodSandboxConfig) -> None:
 def container(config: cri.ContainerConfig) -> None:
     """Check a container's configuration."""
     no_nul(config, "config")
+    _known_values(config, "config")
     if not config.HasField("metadata"):
         raise InvalidArgument("config.metadata is missing, expected the container's name and attempt")
     _name("config.metadata.name", config.metadata.name)
@@ -131,6 +133,31 @@ def no_nul(message: Message, prefix: str) -> None:
                     raise InvalidArgument(f"{where} contains a NUL byte, expected text without one")
 
 
+def _known_values(message: Message, prefix: str) -> None:
+    """Refuse a number of an enum that this release has no name for: what it asks for cannot be done.
+
+    A profile_type that nobody knows, say, would be no profile.
+    """
+    for field, value in message.ListFields():
+        where = f"{prefix}.{field.name}"
+        if field.enum_type is not None:
+            for number in value if field.is_repeated else (value,):
+                if number not in field.enum_type.values_by_number:
+                    raise InvalidArgument(f"{where} is {number}, expected {_values(field.enum_type)}")
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            if field.is_repeated:
+                for at, item in enumerate(value):
+                    _known_values(item, f"{where}[{at}]")
+            else:
+                _known_values(value, where)
+
+
+def _values(enum: EnumDescriptor) -> str:
+    """Return the values of an enum for an error: all of a short one, the ends of a long one."""
+    values = [f"{value.name} ({value.number})" for value in enum.values]
+    return f"{values[0]} to {values[-1]}" if len(values) > 8 else f"one of {', '.join(values)}"
+
+
 def _map_without_nul(table: Mapping[str, object], where: str) -> None:
     for key, value in table.items():
         if "\0" in key or (isinstance(value, str) and "\0" in value):
@@ -175,8 +202,6 @@ def _dns(config: cri.DNSConfig) -> None:
 
 
 def _port_mapping(where: str, mapping: cri.PortMapping) -> None:
-    if mapping.protocol not in cri.Protocol.values():
-        raise InvalidArgument(f"{where}.protocol is {mapping.protocol}, expected TCP (0), UDP (1) or SCTP (2)")
     for name, number in (("container_port", mapping.container_port), ("host_port", mapping.host_port)):
         if not 0 <= number < 65536 or (name == "container_port" and number == 0):
             raise InvalidArgument(f"{where}.{name} is {number}, expected a port number")
@@ -206,8 +231,6 @@ def _environment(where: str, env: cri.KeyValue) -> None:
 
 def _mount(where: str, mount: cri.Mount) -> None:
     absolute(f"{where}.container_path", mount.container_path)
-    if mount.propagation not in cri.MountPropagation.values():
-        raise InvalidArgument(f"{where}.propagation is {mount.propagation}, expected 0 (private), 1 or 2")
     if mount.HasField("image") and mount.image.image:
         if mount.host_path:
             raise InvalidArgument(f"{where} has both image and host_path, expected one of them")

@@ -25,6 +25,15 @@ def at(spec: Json, destination: str) -> Json:
     return found[0]
 
 
+def test_ids_of_a_mount_need_a_runtime_that_maps_them() -> None:
+    """One that does not know of such mounts would show the files with the node's owners."""
+    request = container_input(config=with_mount(uidMappings=[cri.IDMapping(host_id=5, length=1)]))
+    with pytest.raises(InvalidArgument, match=r"mounts\[0\]\.uidMappings"):
+        container_spec(dataclasses.replace(request, runtime_facts=RuntimeFacts(id_mapped_mounts=False)))
+    able = dataclasses.replace(request, runtime_facts=RuntimeFacts(id_mapped_mounts=True))
+    assert at(container_spec(able), "/m")["uidMappings"] == [{"containerID": 0, "hostID": 5, "size": 1}]
+
+
 def test_pod_files_are_mounted_unless_the_request_does() -> None:
     """hostname, hosts, resolv.conf and shm of the pod come in; the request's own /etc/hosts wins."""
     spec = container_spec(container_input(config=with_mount(container_path="/etc/hosts")))

@@ -39,6 +39,14 @@ def test_ordinary_requests_pass() -> None:
     validate.container(container)
 
 
+def number(config: Any, *path: str) -> None:
+    """Set an enum of the security context to a number that no release has."""
+    where = config.linux.security_context
+    for name in path[:-1]:
+        where = getattr(where, name)
+    setattr(where, path[-1], 99)
+
+
 POD_ERRORS: list[tuple[str, Callable[[cri.PodSandboxConfig], object]]] = [
     ("metadata", lambda c: c.ClearField("metadata")),
     ("metadata.name", lambda c: setattr(c.metadata, "name", "")),
@@ -48,6 +56,13 @@ POD_ERRORS: list[tuple[str, Callable[[cri.PodSandboxConfig], object]]] = [
     ("metadata.uid", lambda c: setattr(c.metadata, "uid", "u\0")),
     ("metadata.uid", lambda c: setattr(c.metadata, "uid", "u;K8S_POD_NAME=other")),
     ("metadata.name", lambda c: setattr(c.metadata, "name", "web;K8S_POD_NAMESPACE=kube-system")),
+    ("linux.security_context.seccomp.profile_type", lambda c: number(c, "seccomp", "profile_type")),
+    ("linux.security_context.namespace_options.pid", lambda c: number(c, "namespace_options", "pid")),
+    (
+        "linux.security_context.namespace_options.userns_options.mode",
+        lambda c: number(c, "namespace_options", "userns_options", "mode"),
+    ),
+    ("port_mappings[0].protocol", lambda c: c.port_mappings.add(container_port=1, protocol=9)),
     ("hostname", lambda c: setattr(c, "hostname", "a b")),
     ("hostname", lambda c: setattr(c, "hostname", "h" * 65)),
     ("log_directory", lambda c: setattr(c, "log_directory", "var/log")),
@@ -95,6 +110,10 @@ CONTAINER_ERRORS: list[tuple[str, Callable[[cri.ContainerConfig], object]]] = [
         "mounts[0].recursive_read_only",
         lambda c: c.mounts.add(container_path="/data", host_path="/x", recursive_read_only=True),
     ),
+    ("stop_signal", lambda c: setattr(c, "stop_signal", 999)),
+    ("linux.security_context.seccomp.profile_type", lambda c: number(c, "seccomp", "profile_type")),
+    ("linux.security_context.apparmor.profile_type", lambda c: number(c, "apparmor", "profile_type")),
+    ("linux.security_context.namespace_options.network", lambda c: number(c, "namespace_options", "network")),
     ("devices[0].permissions", lambda c: c.devices.add(container_path="/d", host_path="/d", permissions="rx")),
     ("devices[0].host_path", lambda c: c.devices.add(container_path="/d", host_path="d")),
     ("args[1]", lambda c: c.args.extend(["ok", "not\0ok"])),

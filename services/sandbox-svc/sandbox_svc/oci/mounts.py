@@ -36,6 +36,7 @@ def apply_to_container(spec: Json, request: ContainerInput) -> None:
     A default mount yields to a mount of the request at the same place, and everything below /dev to one at /dev.
     """
     spec["mounts"].append(_cgroup(request))
+    _check_mappings(request)
     wanted = [*request.config.mounts, *_pod_files(request), *_image_volumes(request)]
     fields = [f"mounts[{index}]" for index in range(len(request.config.mounts))]
     fields += ["the pod's files"] * (len(wanted) - len(fields))
@@ -144,6 +145,16 @@ def _mount(spec: Json, request: ContainerInput, index: int, mount: cri.Mount, fi
             if mappings:
                 entry[member] = namespaces.id_mappings(mappings)
     return entry
+
+
+def _check_mappings(request: ContainerInput) -> None:
+    """Refuse mounts with owners of their own where the runtime would show the node's."""
+    if request.runtime_facts.id_mapped_mounts:
+        return
+    for index, mount in enumerate(request.config.mounts):
+        if mount.uidMappings or mount.gidMappings:
+            member = "uidMappings" if mount.uidMappings else "gidMappings"
+            raise InvalidArgument(f"mounts[{index}].{member}: the runtime handler cannot map the owners of a mount")
 
 
 def _propagation(spec: Json, request: ContainerInput, mount: cri.Mount, source: str, field: str) -> str:
