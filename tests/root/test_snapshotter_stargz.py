@@ -102,6 +102,12 @@ def pull(stack: Stack, image: str, handler: str = "") -> str:
     return str(images(stack).PullImage(cri.PullImageRequest(image=spec), timeout=120).image_ref)
 
 
+def present(stack: Stack, image: str, handler: str = "") -> bool:
+    """Tell whether an image is here for a runtime handler."""
+    spec = cri.ImageSpec(image=image, runtime_handler=handler)
+    return bool(images(stack).ImageStatus(cri.ImageStatusRequest(image=spec), timeout=10).HasField("image"))
+
+
 def run(stack: Stack, image: str, handler: str, command: str, logs: Path) -> tuple[int, str]:
     """Run a command in a pod of its own and return its exit status and output."""
     pods = Pods(runtime(stack), image, logs, handler)
@@ -171,6 +177,9 @@ def test_a_lazily_pulled_image_is_no_overlayfs_image(stack: Stack, lazy: tuple[s
     """A handler whose snapshotter has neither the layers nor their blobs says so and what to do; a pull cures it."""
     image, _ = lazy
     pull(stack, image, "lazy-runc")
+    assert present(stack, image, "lazy-runc")
+    assert present(stack, image)
+    assert not present(stack, image, "runc")
     with pytest.raises(grpc.RpcError) as caught:
         run(stack, image, "runc", "true", tmp_path)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
@@ -178,6 +187,7 @@ def test_a_lazily_pulled_image_is_no_overlayfs_image(stack: Stack, lazy: tuple[s
     assert "pull it for a runtime handler" in (caught.value.details() or "")
 
     pull(stack, image, "runc")
+    assert present(stack, image, "runc")
     assert run(stack, image, "runc", "cat /data/small", tmp_path)[0] == 0
     assert run(stack, image, "lazy-runc", "cat /data/small", tmp_path)[0] == 0
 
@@ -226,10 +236,13 @@ def test_an_image_of_the_node_is_unpacked_for_a_handler(stack: Stack, registry: 
         assert (code, "ran" in output) == (0, True)
 
 
-def test_a_dead_snapshotter(stack: Stack, snapshotter: Stargz, registry: str, tmp_path: Path) -> None:
-    """Killed -9, it fails what needs it, by name, and nothing else; back again, it serves."""
+def test_a_dead_snapshotter(
+    stack: Stack, snapshotter: Stargz, registry: str, lazy: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    """Killed -9, it fails what needs it, by name, and nothing else; back again, it serves what it had, too."""
     image = f"{registry}/busybox:3"
     pull(stack, image, "runc")
+    pull(stack, lazy[0], "lazy-runc")
     snapshotter.kill()
 
     for attempt in (lambda: pull(stack, image, "lazy-runc"), lambda: run(stack, image, "lazy-runc", "true", tmp_path)):
@@ -243,6 +256,7 @@ def test_a_dead_snapshotter(stack: Stack, snapshotter: Stargz, registry: str, tm
     snapshotter.start()
     pull(stack, image, "lazy-runc")
     assert run(stack, image, "lazy-runc", "true", tmp_path / "proxy")[0] == 0
+    assert run(stack, lazy[0], "lazy-crun", "cat /data/small", tmp_path / "lazy")[0] == 0
 
 
 def test_a_closed_socket(stack: Stack, snapshotter: Stargz, registry: str) -> None:
@@ -274,5 +288,5 @@ def test_nothing_is_left(stack: Stack, snapshotter: Stargz, registry: str, tmp_p
         remove(stack, image.id)
 
     wait(lambda: not kept(snapshotter))
-    assert not list((snapshotter.root / "snapshots").iterdir())
+    wait(lambda: not list((snapshotter.root / "snapshots").iterdir()))
     assert not stargz.mounted(snapshotter.directory)

@@ -75,7 +75,7 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
         leases=leases,
         gatekeeper=gatekeeper,
         snapshotters=snapshotters,
-        ready=Ready(store, snapshotters, puller, config.bulkhead.pull_timeout),
+        ready=Ready(store, content, snapshotters, puller, config.bulkhead.pull_timeout),
         catalogue=Catalogue(store, config.images.pinned_images.values()),
         bringer=bringer,
         puller=puller,

@@ -24,7 +24,11 @@ RETRIES = Counter(
     ["reason"],
 )
 PULLING = Gauge("bulkhead_image_pulls_in_progress", "Image pulls under way.")
-LAYERS = Counter("bulkhead_image_layers_total", "Layers of pulled images by origin: unpacked, present.", ["origin"])
+LAYERS = Counter(
+    "bulkhead_image_layers_total",
+    "Layers of pulled images by origin: unpacked, present, lazy (a proxy snapshotter fetches what is read of them).",
+    ["origin"],
+)
 REMOVED = Counter(
     "bulkhead_image_garbage_total", "Things collected as garbage: blob, layer, partial, snapshot.", ["kind"]
 )

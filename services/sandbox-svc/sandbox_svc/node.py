@@ -92,8 +92,14 @@ class Node:
                 annotations=record.config.annotations,
             ),
             layer=record.upper_dir,
-            image_root=str(self.config.root / "snapshots"),
+            image_root=str(self._image_root(record.upper_dir)),
         )
+
+    def _image_root(self, upper_dir: str) -> Path:
+        """Return the directory of the snapshotter that a writable directory is of."""
+        proxies = [plugin.root for plugin in self.config.proxy_plugins.values() if plugin.snapshotter and plugin.root]
+        own = self.config.root / "snapshots"
+        return next((root for root in proxies if upper_dir.startswith(f"{root}/")), own)
 
     def pod_source(self, pod: Pod) -> PodSource:
         """Return where a pod's usage is read: the cgroup the kubelet made for it, else its pause container's."""

@@ -87,7 +87,7 @@ class ProxiedNode(Node):
         )
         self.garbage = ProxiedGarbage(self.store, self.leases, self.proxies)
         self.usage = ContainerUsage(self.store, helper, 1.0, self.proxies)
-        self.ready = Ready(self.store, self.snapshotters, self.puller, 10.0)
+        self.ready = Ready(self.store, self.content, self.snapshotters, self.puller, 10.0)
         return self
 
     def pull_there(self, name: str, seconds: float = 10.0) -> str:
@@ -359,10 +359,11 @@ def test_an_image_gets_where_it_is_wanted(
     (found,) = node.catalogue.images()
     manifest = found.manifests[f"{registry.address}/app:1"]
 
+    assert node.ready.possible(found, "fake", Patience(10, "status"))
     node.ready.ensure(found, manifest, "fake", ANYBODY, Patience(10, "prepare"))
     assert fake.names(pb.COMMITTED) == set(chain(image))
 
-    node.store.forget_lost_layers(set())
+    node.store.forget_lost_layers(node.store.layer_names())
     node.pull_there(f"{registry.address}/app:1")
     assert node.store.chain(found.chain_id) is None
     (found,) = node.catalogue.images()
@@ -380,6 +381,11 @@ def test_an_image_that_cannot_get_there(
     (found,) = node.catalogue.images()
     manifest = found.manifests[f"{registry.address}/app:1"]
 
+    patience = Patience(10, "status")
+    assert [node.ready.possible(found, name, patience) for name in ("fake", "", "overlayfs")] == [True, False, False]
+    fake.fails = {"Stat": grpc.StatusCode.INTERNAL}
+    assert node.ready.possible(found, "fake", patience)
+    fake.fails = {}
     with pytest.raises(FailedPrecondition, match=r"not in snapshotter overlayfs.*pull it for a runtime handler"):
         node.ready.ensure(found, manifest, "", ANYBODY, Patience(10, "prepare"))
     with pytest.raises(InvalidArgument, match="'zfs' is not known; there are overlayfs, native, fake"):

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 
 from bulkhead.errors import BulkheadError, FailedPrecondition, Internal, Unavailable
 from image_svc import reference
+from image_svc.ingest import Content
 from image_svc.patience import Patience
 from image_svc.pull import Puller
 from image_svc.purpose import Purpose
@@ -27,9 +28,12 @@ WAIT = 20.0
 class Ready:
     """Makes images ready for snapshotters, each once at a time, for as long as that takes."""
 
-    def __init__(self, store: Store, snapshotters: Snapshotters, puller: Puller, limit: float) -> None:
+    def __init__(
+        self, store: Store, content: Content, snapshotters: Snapshotters, puller: Puller, limit: float
+    ) -> None:
         """Give up after `limit` seconds."""
         self._store = store
+        self._content = content
         self._snapshotters = snapshotters
         self._puller = puller
         self._limit = limit
@@ -42,6 +46,21 @@ class Ready:
         if proxy is None:
             return self._store.chain(image.chain_id) is not None
         return not image.chain_id or proxy.has(image.chain_id, patience)
+
+    def possible(self, image: Image, snapshotter: str, patience: Patience) -> bool:
+        """Tell whether a container can have the image there: its layers are there, or can be made of what is here.
+
+        A snapshotter that does not answer is taken to have them: a pull could do nothing about that.
+        """
+        try:
+            if self.has(image, snapshotter, patience):
+                return True
+        except BulkheadError as error:
+            logger.info("image %s in snapshotter %s: %s", image.id, snapshotter, error)
+            return True
+        manifests = set(image.manifests.values())
+        layers = [self._store.manifest_layers(manifest) for manifest in manifests]
+        return any(all(self._content.has(layer.digest) for layer in each) for each in layers)
 
     def ensure(self, image: Image, manifest: str, snapshotter: str, purpose: Purpose, patience: Patience) -> None:
         """Return when the layers are there.

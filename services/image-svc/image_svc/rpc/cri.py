@@ -19,6 +19,8 @@ from image_svc.unpack.client import Usage
 
 #: Images in one message of StreamImages.
 _BATCH = 500
+#: Seconds that a proxy snapshotter is asked for.
+_LOOK = 5.0
 #: containerd, internal/cri/annotations.
 RUNTIME_HANDLER = "io.containerd.cri.runtime-handler"
 
@@ -54,15 +56,22 @@ class CriImages(ImageServiceServicer):
     ) -> api_pb2.ImageStatusResponse:
         """Describe one image.
 
-        CRI: "If the image is not present, returns a response with ImageStatusResponse.Image set to nil".
+        CRI: "If the image is not present, returns a response with ImageStatusResponse.Image set to nil". For a runtime
+        handler it is present if its snapshotter can have it, so that the kubelet pulls it again where it cannot.
         """
         found = self._parts.catalogue.try_find(_named(request.image))
-        if found is None:
+        if found is None or not self._possible(found, request.image.runtime_handler, context):
             return api_pb2.ImageStatusResponse()
         response = api_pb2.ImageStatusResponse(image=self._parts.catalogue.message(found))
         if request.verbose:
             response.info["info"] = self._verbose(found)
         return response
+
+    def _possible(self, image: Image, handler: str, context: grpc.ServicerContext) -> bool:
+        if not handler:
+            return True
+        patience = Patience(rpc.remaining(context, _LOOK), f"status of image {image.id}")
+        return self._parts.ready.possible(image, self._parts.config.snapshotter_of(handler), patience)
 
     def _verbose(self, image: Image) -> str:
         """Return what crictl inspecti shows: chain id and the image's configuration, under containerd's names."""
