@@ -62,7 +62,8 @@ def test_unprivileged_services(stack: SmallStack, name: str) -> None:
 
     assert seen["Uid"].split() == [str(user.pw_uid)] * 4
     assert seen["Gid"].split() == [str(user.pw_gid)] * 4
-    assert seen["Groups"].split() == [str(grp.getgrnam("bulkhead").gr_gid)]
+    calls = name in ("cri-frontend", "image-svc")
+    assert seen["Groups"].split() == [str(grp.getgrnam("bulkhead").gr_gid)] * calls
     assert {seen[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
     assert seen["NoNewPrivs"] == "1"
 
@@ -186,9 +187,10 @@ def test_another_user_cannot_look_into_the_decryptor(stack: SmallStack) -> None:
 
 
 def test_sockets_are_for_their_callers(stack: SmallStack) -> None:
-    """Backends' sockets are for the callers' group, the CRI socket for root; no directory can be listed."""
-    group = grp.getgrnam("bulkhead").gr_gid
-    for name in ("image-svc", "sandbox-svc", "decryptor"):
+    """Each backend's socket is for its callers' group alone, the CRI socket for root; no directory can be listed."""
+    callers = {"image-svc": "bulkhead", "sandbox-svc": "bulkhead-frontend", "decryptor": "bulkhead"}
+    for name, called_by in callers.items():
+        group = grp.getgrnam(called_by).gr_gid
         socket, parent = os.stat(f"{stack.state}/{name}/grpc.sock"), os.stat(f"{stack.state}/{name}")
         assert (socket.st_mode & 0o777, socket.st_gid) == (0o660, group)
         assert parent.st_mode & 0o7777 == 0o2711

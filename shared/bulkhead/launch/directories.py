@@ -11,7 +11,7 @@ from bulkhead.errors import FailedPrecondition
 from bulkhead.launch.users import Users
 
 #: 0711 everywhere: names are not for reading, and a service reaches only what it knows. The set-group-id bit gives
-#: the sockets made in a directory the group of their callers.
+#: the sockets made in a directory the group of their callers, of which their makers need not be members.
 SEARCH, CALLED, PRIVATE = 0o711, 0o2711, 0o700
 
 
@@ -75,9 +75,11 @@ def _state(config: Config, users: Users) -> list[Directory]:
         Directory(paths.zygote_socket(state).parent, 0, 0, PRIVATE),
         Directory(paths.unpack_socket(state).parent, 0, 0, SEARCH),
     ]
+    # Whoever calls sandbox-svc is as good as root, so that takes more than the group that people may be in.
+    callers = {"sandbox-svc": users.of("cri-frontend").gid}
     for service in ("sandbox-svc", "image-svc", "stream-svc", "decryptor"):
         directory = paths.service_socket(state, service).parent
-        made.append(Directory(directory, users.of(service).uid, group, CALLED))
+        made.append(Directory(directory, users.of(service).uid, callers.get(service, group), CALLED))
     frontend = paths.cri_socket(state).parent
     made.append(Directory(frontend, users.of("cri-frontend").uid, config.grpc.gid or group, CALLED))
     return list(dict.fromkeys(made))

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from bulkhead.errors import FailedPrecondition
 
-#: The group whose members may call the services' sockets.
+#: The group whose members may call the services, as cri-frontend, image-svc and people do; sandbox-svc alone is not
+#: theirs.
 GROUP = "bulkhead"
+#: What adduser(8) gives to system users of whom nothing else is said.
+_NOGROUP = 65534
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,22 @@ def look_up(names: Mapping[str, str]) -> Users:
 
 
 def _refuse_shared(users: Mapping[str, User]) -> None:
-    """Two services under one user could trace each other and read each other's files."""
+    """Two services under one user could trace each other and read each other's files.
+
+    Under one group they could call what the other may: sandbox-svc, which makes containers.
+    """
     owner: dict[int, str] = {0: "root"}
+    groups: dict[int, str] = {0: "root", _NOGROUP: "nobody"}
     for service, user in users.items():
         if user.uid in owner:
             raise FailedPrecondition(
                 f"bulkhead.users: {service} would run as {user.name!r} (uid {user.uid}), which is {owner[user.uid]}'s; "
                 "each service needs a user of its own"
             )
-        owner[user.uid] = service
+        if user.gid in groups:
+            raise FailedPrecondition(
+                f"bulkhead.users: {user.name!r}, as whom {service} would run, has the group {user.gid} in common with "
+                f"{groups[user.gid]}; each service needs a group of its own: groupadd --system {user.name} && "
+                f"usermod --gid {user.name} {user.name}"
+            )
+        owner[user.uid], groups[user.gid] = service, service

@@ -117,7 +117,8 @@ def _plan(name: str, config: Config, users: Users, source: Mapping[str, str], pr
         variables,
         uid=user.uid,
         gid=user.gid,
-        groups=(users.group,),
+        # stream-svc, which talks to the network, and the decryptor call nobody.
+        groups=(users.group,) if name in ("cri-frontend", "image-svc") else (),
         capabilities=(),
         hide=hidden,
         credentials=(keys, str(credentials(config.state, name))) if decrypts and keys else None,

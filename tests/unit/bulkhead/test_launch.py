@@ -3,6 +3,7 @@
 import configparser
 import json
 import os
+import pwd
 import re
 import resource
 import tomllib
@@ -60,13 +61,30 @@ def unit(name: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", sorted(PEOPLE.by_service))
 def test_four_services_have_nothing_of_root(name: str) -> None:
-    """Own user, the callers' group, no capability, no core file, the key directory covered."""
+    """Own user, the callers' group if it calls, no capability, no core file, the key directory covered."""
     made = plans()[name]
 
-    assert (made.uid, made.groups) == (PEOPLE.of(name).uid, (50,))
+    assert (made.uid, made.groups) == (PEOPLE.of(name).uid, (50,) if name in ("cri-frontend", "image-svc") else ())
     assert made.capabilities == ()
     assert made.limits[resource.RLIMIT_CORE] == 0
     assert made.hide == ("/etc/containerd/ocicrypt/keys",)
+
+
+def test_who_may_call_sandbox_svc() -> None:
+    """Of users and groups only the frontend's reach it, and neither stream-svc nor the decryptor reach anybody: the one
+    talks to the network, and whoever calls sandbox-svc can start anything as root.
+    """
+    sockets = {step.path.name: step for step in directories.wanted(Config(), PEOPLE) if step.mode == directories.CALLED}
+    reached = {
+        name: {service for service, step in sockets.items() if step.gid in (made.gid, *made.groups)} - {name}
+        for name, made in plans().items()
+        if made.uid
+    }
+
+    assert [name for name, services in reached.items() if "sandbox-svc" in services] == ["cri-frontend"]
+    assert reached["cri-frontend"] > {"image-svc"}
+    assert reached["image-svc"] > {"decryptor"}
+    assert reached["stream-svc"] == reached["decryptor"] == set()
 
 
 @pytest.mark.parametrize("name", ["sandbox-svc", "zygote"])
@@ -176,7 +194,7 @@ def test_directories_and_their_owners() -> None:
     assert steps[root] == f"{root} 0:0 0711"
     assert steps[f"{root}/image-svc"] == f"{root}/image-svc 102:202 0700"
     assert steps[f"{state}/image-svc"] == f"{state}/image-svc 102:50 2711"
-    assert steps[f"{state}/sandbox-svc"] == f"{state}/sandbox-svc 0:50 2711"
+    assert steps[f"{state}/sandbox-svc"] == f"{state}/sandbox-svc 0:201 2711"
     assert steps[f"{state}/zygote"] == f"{state}/zygote 0:0 0700"
     assert steps[f"{state}/credentials/decryptor"] == f"{state}/credentials/decryptor 0:0 0700"
 
@@ -216,6 +234,16 @@ def test_users_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         users.look_up({"image-svc": "daemon", "decryptor": "daemon"})
 
 
+@pytest.mark.parametrize(("group", "whose"), [(1, "image-svc"), (65534, "nobody"), (0, "root")])
+def test_groups_are_not_shared(monkeypatch: pytest.MonkeyPatch, group: int, whose: str) -> None:
+    """A primary group that is another service's, root's or everybody's would let others call what is the service's."""
+    entries = {"daemon": (1, 1), "bin": (2, group)}
+    monkeypatch.setattr(users, "GROUP", "root")
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.struct_passwd((name, "x", *entries[name], "", "/", "/x")))
+    with pytest.raises(FailedPrecondition, match=rf"'bin', .* group {group} in common with {whose}"):
+        users.look_up({"image-svc": "daemon", "decryptor": "bin"})
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_units_start_what_is_installed(name: str) -> None:
     """Every unit starts a script of this distribution with the copy that its `prepare` line wrote."""
@@ -236,7 +264,7 @@ def test_units_of_unprivileged_services(service: str) -> None:
     settings = unit(f"bulkhead-{service}.service")
 
     assert settings["User"] == [Config().bulkhead.users[service]]
-    assert settings["SupplementaryGroups"] == [users.GROUP]
+    assert settings.get("SupplementaryGroups", []) == [users.GROUP] * len(plans()[service].groups)
     assert settings["CapabilityBoundingSet"] == [""]
     assert settings["NoNewPrivileges"] == ["yes"]
     assert settings["InaccessiblePaths"] == [f"-{Config().bulkhead.decryption_keys_path}"]
