@@ -32,7 +32,7 @@ class Damage:
         lost = {name for name in recorded if not found.get(str(name))}
         if not lost:
             return []
-        images = self._store.forget_lost_layers(recorded - lost)
+        images = self._store.forget_lost_layers(lost)
         for name in lost & set(map(int, found)):
             self._client.remove(str(name))
         telemetry.DAMAGED.labels("layer").inc(len(lost))

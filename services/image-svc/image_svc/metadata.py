@@ -24,7 +24,7 @@ _ENCRYPTION = "org.opencontainers.image.enc."
 class Found:
     """A name resolved down to one platform's image."""
 
-    #: What the name stands for: an index, or the manifest itself.
+    #: What the name stands for: an index, or the manifest itself; size and media type are those of its bytes.
     target: Descriptor
     descriptor: Descriptor
     manifest: Manifest
@@ -61,7 +61,8 @@ class Finder:
         """Return the image behind an index or manifest that fits the host."""
         name = self._repository.reference.name
         where = f"{name}@{target.digest}"
-        tree, chosen = self._document(target)
+        tree, target = self._document(target)
+        chosen = target
         if chosen.media_type in media.INDEXES:
             wanted = choose(tree, host, where)
             where = f"{name}@{wanted.digest}"

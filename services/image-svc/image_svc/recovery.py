@@ -80,5 +80,5 @@ class Recovery:
                 self._client.remove(name)
                 telemetry.REMOVED.labels("snapshot").inc()
         whole = {int(name) for name, complete in found.items() if complete}
-        for image_id in self._store.forget_lost_layers(whole):
+        for image_id in self._store.forget_lost_layers(set(self._store.layer_names()) - whole):
             logger.error("image %s has lost a layer and must be pulled again", image_id)

@@ -7,7 +7,7 @@ import pytest
 from bulkhead.errors import NotFound
 from support.fake_registry import FakeRegistry
 from support.image_node import Node
-from support.images import Image, digest
+from support.images import Image, Layer, digest
 
 
 @pytest.mark.parametrize("state", ["missing", "not whole"])
@@ -43,6 +43,25 @@ def test_images_without_their_layers_are_forgotten(node: Node, registry: FakeReg
     assert node.catalogue.images() == []
     assert ("remove", "3") in node.unpack.calls
     assert node.damage.layers() == []
+
+
+def test_layer_that_is_recorded_meanwhile_stays(node: Node, registry: FakeRegistry, image: Image) -> None:
+    """What another pull commits after the look at the directories is not taken for lost."""
+    registry.push("app", "1", image)
+    registry.push("other", "1", Image([Layer().file("other", "x").tar()]))
+    node.pull(f"{registry.address}/app:1")
+    node.unpack.settled.remove("3")
+    look = node.unpack.list
+
+    def late() -> list[tuple[str, bool]]:
+        found = look()
+        node.pull(f"{registry.address}/other:1")
+        return found
+
+    node.unpack.list = late  # type: ignore[method-assign]
+
+    assert len(node.damage.layers()) == 1
+    assert [image.names[0] for image in node.catalogue.images()] == [f"{registry.address}/other:1"]
 
 
 @pytest.mark.parametrize("harm", ["cut", "other bytes", "gone"])

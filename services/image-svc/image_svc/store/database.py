@@ -4,7 +4,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -235,16 +235,15 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
             found = db.execute(f"DELETE FROM layers {_UNUSED_LAYER} AND chain_id = ?", (chain_id,))  # noqa: S608
             return found.rowcount > 0
 
-    def forget_lost_layers(self, whole: set[int]) -> list[str]:
-        """Forget layers whose directory is not whole, and the images built on them.
+    def forget_lost_layers(self, lost: Collection[int]) -> list[str]:
+        """Forget layers, by the names of their directories, that are not whole, and the images built on them.
 
         Returns the ids of those images.
         """
         with self._change() as db:
             rows = db.execute("SELECT chain_id, name FROM layers").fetchall()
-            lost = [row for row in rows if row[1] not in whole]
             images: set[str] = set()
-            for chain_id, _ in lost:
+            for chain_id in [row[0] for row in rows if row[1] in lost]:
                 hit = "SELECT m.digest, m.image_id FROM manifests m JOIN manifest_layers l ON l.manifest = m.digest"
                 for manifest, image_id in db.execute(f"{hit} WHERE l.chain_id = ?", (chain_id,)).fetchall():
                     images.add(str(image_id))

@@ -23,12 +23,7 @@ class Gate:
         """Verify an image whose documents have come, before its layers are asked for."""
         if self._verifier.idle():
             return
-        target = found.target
-        if target.digest == found.descriptor.digest:
-            target = found.descriptor
-        else:
-            target = self._described(target.digest, target.media_type)
-        self._verifier.check(Candidate(str(name), target), patience)
+        self._verifier.check(Candidate(str(name), found.target), patience)
 
     def prepared(self, image: Image, manifest: str, patience: Patience) -> None:
         """Verify an image of which a container is made, as it came by that manifest."""
@@ -39,12 +34,12 @@ class Gate:
         wanted = [(name, targets.get(name, manifest)) for name in names] or [(image.id, manifest)]
         self._verifier.check_again([Candidate(name, self._described(digest)) for name, digest in wanted], patience)
 
-    def _described(self, digest: str, served_as: str = "") -> Descriptor:
+    def _described(self, digest: str) -> Descriptor:
         """Return the descriptor of a manifest or index that is here; one that is gone has no size and no type."""
         try:
             data = self._content.read(digest)
         except FileNotFoundError:
-            return Descriptor(digest, 0, served_as)
+            return Descriptor(digest, 0, "")
         tree = load_json(data, digest)
         own = tree.get("mediaType")
-        return Descriptor(digest, len(data), own if isinstance(own, str) else served_as or kind_of(tree, "", digest))
+        return Descriptor(digest, len(data), own if isinstance(own, str) else kind_of(tree, "", digest))
