@@ -113,13 +113,18 @@ class Providers:
     def _answer(self, provider: Provider, image: str) -> Answer:
         with self._lock:
             turn = self._turns.setdefault(provider.name, threading.Lock())
-        # One at a time: of many pulls at once the first asks, the others find its answer.
-        with turn:
+        # One at a time: of many pulls at once the first asks, the others find its answer. Those that have waited for as
+        # long as an answer may take ask for themselves: a provider that hangs must not have them wait in line.
+        first = turn.acquire(timeout=self._timeout)
+        try:
             known = self._cached(provider.name, image)
             if known is None:
                 known = ask(provider, self._bin_dir, image, self._timeout)
                 self._keep(provider, image, known)
             return known
+        finally:
+            if first:
+                turn.release()
 
     def _cached(self, name: str, image: str) -> Answer | None:
         now = self._clock()

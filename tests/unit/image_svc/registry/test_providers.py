@@ -1,7 +1,9 @@
 """Credential providers are called, matched and remembered as the kubelet does it."""
 
 import json
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -320,3 +322,31 @@ def test_any_configuration_is_read_or_refused(changes: dict[str, Any]) -> None:
         assert configuration.read(config(**changes))
     except ValueError:
         return
+
+
+def test_a_provider_that_hangs_makes_no_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pulls wait for it, each ends within two of its time-outs."""
+    timeout = 0.2
+
+    def hang(args: Sequence[str], **rest: Any) -> Result:
+        time.sleep(rest["timeout"])
+        raise DeadlineExceeded(f"{args[0]} did not finish")
+
+    monkeypatch.setattr(command, "run", hang)
+    (tmp_path / "providers.yaml").write_text(yaml.safe_dump(config()))
+    providers = Providers(str(tmp_path / "providers.yaml"), "/opt/bin", timeout=timeout)
+    ended: list[float] = []
+
+    def pull(number: int) -> None:
+        with pytest.raises(ProviderError):
+            providers.find(f"{IMAGE}{number}")
+        ended.append(time.monotonic())
+
+    began = time.monotonic()
+    threads = [threading.Thread(target=pull, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ended) == 10
+    assert max(ended) - began < 4 * timeout
