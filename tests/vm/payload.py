@@ -101,7 +101,7 @@ def _copy_clone(target: Path) -> None:
 
 def _copy_tools(target: Path) -> None:
     """Copy built tools with their stamps; the machine has no Go to build them with."""
-    for name in ("cri-tools", "streamclient", "checkpointctl"):
+    for name in ("cri-tools", "streamclient", "checkpointctl", "runc", "nriplugin"):
         for path in build(name).values():
             kept = target / path.parent.relative_to(REPOSITORY)
             kept.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,8 @@ COUNT_LIMIT = 1024
 DEPTH_LIMIT = 8
 
 CREDENTIAL = "keys"
+#: What the unit calls a second credential: `..data` of a mounted Secret, since LoadCredential= follows no links.
+MOUNTED = "mounted"
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ def sources(option: str | None, environ: Mapping[str, str], configured: str) -> 
     """Return where keys are looked for, as directories with the prefix that names must have there.
 
     The command line's directory wins; else the credentials that systemd or the launcher made: `keys/` as a
-    directory, or `keys_<file>`, into which LoadCredential= flattens one; else the configured directory.
+    directory, or `keys_<file>` and `mounted_<file>`, into which LoadCredential= flattens directories; else the
+    configured directory.
     """
     if option:
         return [(Path(option), "")]
     if credentials := environ.get("CREDENTIALS_DIRECTORY"):
-        return [(Path(credentials) / CREDENTIAL, ""), (Path(credentials), f"{CREDENTIAL}_")]
+        made = Path(credentials)
+        return [(made / CREDENTIAL, ""), (made, f"{CREDENTIAL}_"), (made, f"{MOUNTED}_")]
     return [(Path(configured), "")]
 
 

@@ -77,7 +77,8 @@ def test_where_keys_come_from() -> None:
     environ = {"CREDENTIALS_DIRECTORY": "/run/c"}
 
     assert files.sources("/k", environ, "/conf") == [(Path("/k"), "")]
-    assert files.sources(None, environ, "/conf") == [(Path("/run/c/keys"), ""), (Path("/run/c"), "keys_")]
+    made = [(Path("/run/c/keys"), ""), (Path("/run/c"), "keys_"), (Path("/run/c"), "mounted_")]
+    assert files.sources(None, environ, "/conf") == made
     assert files.sources(None, {}, "/conf") == [(Path("/conf"), "")]
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from support import images
+from support.crictl import Crictl
 from support.registry import registry as run_registry
+from vm import units
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +27,18 @@ def registry(in_machine: None) -> Iterator[str]:
         pusher.image("pause", "1", images.pause())
         pusher.image("busybox", "1", images.busybox())
         yield address
+
+
+@pytest.fixture(scope="session")
+def crictl(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crictl]:
+    """The units, installed and running, with an image pulled."""
+    units.install(registry)
+    units.systemctl("restart", "bulkhead.target", timeout=300)
+    made = Crictl("/run/bulkhead/cri.sock", tmp_path_factory.mktemp("crictl"))
+    units.wait_answering(made)
+    made("pull", f"{registry}/busybox:1")
+    yield made
+    units.systemctl("start", "bulkhead.target", timeout=300)
+    units.wait_answering(made)
+    made("rmp", "-f", "-a")
+    units.systemctl("stop", "bulkhead.target", "bulkhead-shims.service")

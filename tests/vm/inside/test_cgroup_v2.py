@@ -175,6 +175,83 @@ def test_limits_statistics_and_removal(node: Node) -> None:
         assert units("cri-containerd-*.scope") == []
 
 
+#: What version 2 keeps no count of: the most huge pages there ever were.
+ABSENT = {"container_hugetlb_max_usage_bytes"}
+
+
+def test_metrics_pressure_and_swap(node: Node, swap: None) -> None:
+    """Every metric that is described comes, the pressure group among them; statistics have pressure and swap."""
+    pod = node.pod("metrics")
+    # 40 MB held by a process that may have 24 MB of memory, turned over and over; a second one wants all processors.
+    script = "seq 1 20000 > /file; sync; (head -c 40000000 /dev/zero; sleep 1000) | tail -n 1 & while :; do :; done"
+    limits = {"memory_limit_in_bytes": 24 * MIB, "memory_swap_limit_in_bytes": 88 * MIB, "cpu_quota": 50_000}
+    container = node.container(pod, "main", script, cpu_period=100_000, **limits)
+    group = node.group("metrics", container)
+    assert content(group / "memory.swap.max") == str(64 * MIB)
+    deadline = time.monotonic() + 60
+    while int(content(group / "memory.swap.current")) < 8 * MIB:
+        assert time.monotonic() < deadline, content(group / "memory.stat")
+        time.sleep(0.5)
+
+    runtime = node.stack.runtime_service()
+    keys = {
+        one.name: len(one.label_keys)
+        for one in runtime.ListMetricDescriptors(cri.ListMetricDescriptorsRequest(), timeout=20).descriptors
+    }
+    (found,) = runtime.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest(), timeout=20).pod_metrics
+    (inner,) = found.container_metrics
+    metrics = (*found.metrics, *inner.metrics)
+    assert {name: len(metric.label_values) for metric in metrics for name in [metric.name]} == {
+        name: count for name, count in keys.items() if name not in ABSENT
+    }
+    values = {metric.name: metric.value.value for metric in inner.metrics}
+    assert values["container_memory_swap"] >= 8 * MIB
+    assert values["container_threads"] >= 4
+    assert values["container_threads"] == values["container_processes"]
+    assert values["container_pressure_cpu_waiting_seconds_total"] > 0
+    assert values["container_fs_writes_bytes_total"] > 0
+    assert values["container_spec_memory_swap_limit_bytes"] == 88 * MIB
+
+    answer = runtime.ContainerStats(cri.ContainerStatsRequest(container_id=container), timeout=20).stats
+    used, left = answer.swap.swap_usage_bytes.value, answer.swap.swap_available_bytes.value
+    assert used >= 8 * MIB
+    assert used + left == 64 * MIB
+    assert answer.cpu.psi.Some.Total > 0
+    assert answer.cpu.psi.Some.Avg10 > 0
+    assert answer.memory.psi.Some.Total > 0
+    assert answer.io.psi.HasField("Some")
+    podstats = runtime.PodSandboxStats(cri.PodSandboxStatsRequest(pod_sandbox_id=pod[0]), timeout=20).stats.linux
+    assert podstats.cpu.psi.Some.Total >= answer.cpu.psi.Some.Total
+    assert podstats.memory.psi.Some.Total > 0
+
+    resources = cri.LinuxContainerResources(
+        memory_limit_in_bytes=48 * MIB, memory_swap_limit_in_bytes=48 * MIB, unified={"memory.high": "max"}
+    )
+    resources.cpuset_cpus = "0"
+    request = cri.UpdateContainerResourcesRequest(container_id=container, linux=resources)
+    runtime.UpdateContainerResources(request, timeout=20)
+    assert content(group / "memory.max") == str(48 * MIB)
+    assert content(group / "memory.swap.max") == "0"
+    assert content(group / "cpuset.cpus") == "0"
+    assert content(group / "cpu.max") == "50000 100000"
+    node.crictl("rmp", "-f", pod[0])
+
+
+@pytest.fixture(scope="module")
+def swap(in_machine: None) -> Iterator[None]:
+    """A swap file, which the machine has not by itself."""
+    file = Path("/swapfile")
+    with file.open("wb") as out:
+        out.truncate(0)
+        os.posix_fallocate(out.fileno(), 0, 256 * MIB)
+    file.chmod(0o600)
+    for command in (["mkswap", str(file)], ["swapon", str(file)]):
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+    yield
+    subprocess.run(["swapoff", str(file)], check=True, timeout=120)
+    file.unlink()
+
+
 def test_out_of_memory_is_the_reason(node: Node) -> None:
     """A container beyond its limit ends with 137 and OOMKilled; one whose child alone is killed is told apart."""
     pod = node.pod("oom")

@@ -1,12 +1,8 @@
 """The units of deploy/systemd under a real systemd: who runs as what, what survives, and what is out of reach."""
 
-import json
 import re
-import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,13 +10,10 @@ import pytest
 from bulkhead.launch.linux import CAPABILITIES
 from bulkhead.launch.plan import UNPACK_CAPABILITIES
 from support.crictl import Crictl
-from support.stack import network
+from vm.units import KEYS, STATE, SYSTEM, Pod, inside, journal, main_pid, run_pod, systemctl, wait_answering
 
 pytestmark = pytest.mark.root
 
-DEPLOY = Path(__file__).parents[3] / "deploy" / "systemd"
-KEYS = Path("/etc/containerd/ocicrypt/keys")
-STATE = Path("/run/bulkhead/io.bulkhead")
 #: Service -> (user, names of its capabilities; None for all).
 SERVICES: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "cri-frontend": ("bulkhead-frontend", ()),
@@ -33,120 +26,13 @@ SERVICES: dict[str, tuple[str, tuple[str, ...] | None]] = {
 }
 #: The worst figure of `systemd-analyze security` that each may have; sandbox-svc and the shims are root on purpose.
 EXPOSURE = {"cri-frontend": 1.5, "image-svc": 1.6, "image-svc-unpack": 3.5, "stream-svc": 1.6, "decryptor": 1.2}
-CONFIG = """version = 3
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = "{registry}/pause:1"
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ["/usr/lib/cni"]
-[plugins.'io.containerd.cri.v1.runtime'.containerd]
-default_runtime_name = "runc"
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-BinaryName = "/usr/sbin/runc"
-SystemdCgroup = true
-"""
-
-
-def systemctl(*words: str, timeout: float = 120) -> str:
-    done = subprocess.run(["systemctl", *words], capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, f"systemctl {' '.join(words)}: {done.stderr}"
-    return done.stdout.strip()
-
-
-def main_pid(service: str) -> int:
-    return int(systemctl("show", "--property=MainPID", "--value", f"bulkhead-{service}.service"))
-
-
-@dataclass
-class Pod:
-    """A pod with one container that writes a line a second and has a file of its own in its writable layer."""
-
-    crictl: Crictl
-    id: str
-    container: str
-    pid: int
-    log: Path
-    lines: int = field(default=0)
-
-    def lives(self) -> None:
-        """Fail unless the container is the process it was, its layer is whole, and its log goes on."""
-        status = json.loads(self.crictl("inspect", self.container))
-        assert (status["status"]["state"], status["info"]["pid"]) == ("CONTAINER_RUNNING", self.pid)
-        assert self.crictl("exec", "-s", self.container, "cat", "/mark") == "mine"
-        assert self.crictl("exec", self.container, "echo", "streamed") == "streamed"
-        self.writes()
-
-    def writes(self) -> None:
-        """Fail unless the log grows, each line being the successor of the one before."""
-        deadline = time.monotonic() + 20
-        while len(numbers := [int(line.split()[-1]) for line in self.log.read_text().splitlines()]) <= self.lines + 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        assert numbers == list(range(len(numbers)))
-        self.lines = len(numbers)
-
-
-def wait_answering(crictl: Crictl, timeout: float = 90) -> None:
-    """Wait until both services behind the frontend answer."""
-    deadline = time.monotonic() + timeout
-    while any(crictl.run(word, check=False).returncode for word in ("pods", "images")):
-        assert time.monotonic() < deadline, systemctl("list-units", "--all", "--no-pager", "bulkhead*")
-        time.sleep(0.5)
-
-
-@pytest.fixture(scope="module")
-def crictl(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crictl]:
-    """Units installed as the README of a package would say, the target started, an image pulled."""
-    for unit in DEPLOY.glob("bulkhead*"):
-        shutil.copy(unit, "/etc/systemd/system")
-    for kind in ("sysusers.d", "tmpfiles.d"):
-        Path("/etc", kind).mkdir(exist_ok=True)
-        for file in (DEPLOY / kind).iterdir():
-            shutil.copy(file, Path("/etc", kind))
-    subprocess.run(["systemd-sysusers"], check=True, timeout=60)
-    subprocess.run(["systemd-tmpfiles", "--create", "bulkhead.conf"], check=True, timeout=60)
-    for directory in ("/etc/bulkhead", "/etc/cni/net.d"):
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    Path("/etc/bulkhead/config.toml").write_text(CONFIG.format(registry=registry))
-    Path("/etc/cni/net.d/10-test.conflist").write_text(network("bhunits", 89))
-    (KEYS / "secret.pem").write_text("not a key\n")
-    (KEYS / "secret.pem").chmod(0o600)
-    systemctl("daemon-reload")
-    systemctl("start", "bulkhead.target", timeout=300)
-    crictl = Crictl("/run/bulkhead/cri.sock", tmp_path_factory.mktemp("crictl"))
-    wait_answering(crictl)
-    crictl("pull", f"{registry}/busybox:1")
-    yield crictl
-    systemctl("start", "bulkhead.target", timeout=300)
-    wait_answering(crictl)
-    crictl("rmp", "-f", "-a")
-    systemctl("stop", "bulkhead.target", "bulkhead-shims.service")
+EXPOSURE |= {"sandbox-svc": 10.0, "shims": 10.0}
 
 
 @pytest.fixture(scope="module")
 def pod(crictl: Crictl, registry: str) -> Pod:
     """One pod that lives through all tests of this module."""
     return run_pod(crictl, registry, "units")
-
-
-def run_pod(crictl: Crictl, registry: str, name: str) -> Pod:
-    config = {
-        "metadata": {"name": name, "uid": f"uid-{name}", "namespace": "default", "attempt": 0},
-        "log_directory": f"/var/log/pods/{name}",
-        "linux": {"cgroup_parent": f"units-{name}.slice"},
-    }
-    script = "echo -n mine > /mark; n=0; while :; do echo $n; n=$((n+1)); sleep 1; done"
-    container_config = {
-        "metadata": {"name": "main"},
-        "image": {"image": f"{registry}/busybox:1"},
-        "command": ["sh", "-c", script],
-        "log_path": "main.log",
-        "linux": {},
-    }
-    file = crictl.file(f"{name}.json", config)
-    ident = crictl("runp", file)
-    container = crictl("start", crictl("create", ident, crictl.file(f"{name}-main.json", container_config), file))
-    pid = json.loads(crictl("inspect", container))["info"]["pid"]
-    return Pod(crictl, ident, container, pid, Path(f"/var/log/pods/{name}/main.log"))
 
 
 def test_all_are_active_as_whom_they_should(crictl: Crictl) -> None:
@@ -173,6 +59,18 @@ def full_set() -> int:
     return (1 << (int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1)) - 1
 
 
+def test_systemd_has_nothing_to_say(crictl: Crictl) -> None:
+    """`systemd-analyze verify` finds nothing in the files, and systemd knew every word of them when it ran them."""
+    files = sorted(map(str, SYSTEM.glob("bulkhead*")))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *files], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    said = [line for line in journal("-b", "_PID=1").splitlines() if "bulkhead" in line]
+    assert said
+    assert [line for line in said if re.search("(?i)unknown|ignoring|not supported|failed to parse", line)] == []
+
+
 def test_exposure() -> None:
     """`systemd-analyze security` rates each unit no worse than noted here."""
     for service, worst in EXPOSURE.items():
@@ -192,11 +90,6 @@ def test_keys_are_out_of_reach(crictl: Crictl) -> None:
     copy = "/run/credentials/bulkhead-decryptor.service/keys_secret.pem"
     assert inside("decryptor", "--mount", "cat", copy) == "not a key\n"
     assert re.findall(r"^\d+: (\w+)", inside("decryptor", "--net", "ip", "-o", "link"), re.MULTILINE) == ["lo"]
-
-
-def inside(service: str, namespace: str, *command: str) -> str:
-    line = ["nsenter", "-t", str(main_pid(service)), namespace, *command]
-    return subprocess.run(line, capture_output=True, text=True, timeout=20, check=False).stdout
 
 
 def test_shims_are_apart(pod: Pod) -> None:
@@ -284,11 +177,4 @@ def test_a_killed_shim_is_that_pods_end(pod: Pod, registry: str) -> None:
 def test_nothing_failed(crictl: Crictl) -> None:
     """After all this no unit of ours is in state failed, and the journal shows no traceback."""
     assert "bulkhead" not in systemctl("list-units", "--failed", "--plain", "--no-legend")
-    journal = subprocess.run(
-        ["journalctl", "--no-pager", "-o", "cat", "-u", "bulkhead*"],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    ).stdout
-    assert "Traceback" not in journal
+    assert "Traceback" not in journal("-u", "bulkhead*")
