@@ -12,8 +12,8 @@ from pathlib import Path
 from bulkhead.errors import FailedPrecondition
 from bulkhead.files import write_atomic
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc import bundle
 from sandbox_svc.oci.model import Json
-from sandbox_svc.rpc import bundle
 from sandbox_svc.store.entities import Container
 
 

@@ -10,8 +10,8 @@ import pytest
 from bulkhead.config.model import Config
 from bulkhead.errors import DeadlineExceeded, NotFound, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import cgroup, undo
-from sandbox_svc.rpc import bundle, start_container
+from sandbox_svc import bundle, cgroup, undo
+from sandbox_svc.rpc import start_container
 from sandbox_svc.store.database import Entry
 from sandbox_svc.store.records import Exit, Phase
 from sandbox_svc.undo import Undoer

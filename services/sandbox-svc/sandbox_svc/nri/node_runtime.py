@@ -10,11 +10,10 @@ from bulkhead import metrics
 from bulkhead.errors import BulkheadError
 from bulkhead.proto.containerd import nri_pb2 as nri
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import limits, validate
+from sandbox_svc import bundle, limits, validate
 from sandbox_svc.nri import apply_resources, convert, convert_resources
 from sandbox_svc.nri.runtime import Snapshot
 from sandbox_svc.oci.model import Json
-from sandbox_svc.rpc import bundle
 from sandbox_svc.store.entities import Container
 from sandbox_svc.store.model import Model
 from sandbox_svc.store.records import ContainerRecord, SandboxRecord

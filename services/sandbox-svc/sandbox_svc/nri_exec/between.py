@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from bulkhead.errors import BulkheadError
 from bulkhead.files import write_atomic
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc import bundle
 from sandbox_svc.nri_exec.chain import Chain
 from sandbox_svc.nri_exec.messages import Subject
-from sandbox_svc.rpc import bundle
 from sandbox_svc.store.database import Entry
 from sandbox_svc.store.entities import Container, Pod
 

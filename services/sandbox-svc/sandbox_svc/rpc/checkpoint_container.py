@@ -12,12 +12,11 @@ import grpc
 from bulkhead import metrics
 from bulkhead.errors import BulkheadError, Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import reserve, trees, validate
+from sandbox_svc import bundle, reserve, trees, validate
 from sandbox_svc.checkpoint import archive, criu
 from sandbox_svc.checkpoint.rootfs_diff import RootfsDiff
 from sandbox_svc.node import Node
 from sandbox_svc.nri_exec import between
-from sandbox_svc.rpc import bundle
 from sandbox_svc.rpc.exec import running
 from sandbox_svc.store.entities import Container
 from sandbox_svc.task.link import Link

@@ -15,7 +15,7 @@ from bulkhead import metrics
 from bulkhead.errors import AlreadyExists, BulkheadError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import image_mounts, limits, pod_files, relabel, reserve, undo, validate
+from sandbox_svc import bundle, image_mounts, limits, pod_files, relabel, reserve, undo, validate
 from sandbox_svc.images import Image
 from sandbox_svc.node import Node
 from sandbox_svc.nri import abilities, convert_resources
@@ -24,7 +24,7 @@ from sandbox_svc.oci import apparmor_default
 from sandbox_svc.oci.model import ContainerInput, Json
 from sandbox_svc.oci.spec import container_spec, hand_over_filter, image_volumes, needed_directories, relabelled
 from sandbox_svc.rootfs_users import read as rootfs_users
-from sandbox_svc.rpc import bundle, remove_container
+from sandbox_svc.rpc import remove_container
 from sandbox_svc.rpc.run_pod_sandbox import wait_for
 from sandbox_svc.store.entities import Container, Pod
 from sandbox_svc.store.records import ContainerRecord, Phase

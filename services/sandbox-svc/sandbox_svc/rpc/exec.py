@@ -12,10 +12,9 @@ from bulkhead.errors import DeadlineExceeded, FailedPrecondition
 from bulkhead.proto import shim_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from bulkhead.rpc import MESSAGE_LIMIT
-from sandbox_svc import validate
+from sandbox_svc import bundle, validate
 from sandbox_svc.node import Node
 from sandbox_svc.oci.spec import exec_process
-from sandbox_svc.rpc import bundle
 from sandbox_svc.rpc.statuses import SETTLE
 from sandbox_svc.store.entities import Container
 from sandbox_svc.task.link import Link

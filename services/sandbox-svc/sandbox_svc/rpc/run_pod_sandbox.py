@@ -18,7 +18,7 @@ import grpc
 from bulkhead import metrics
 from bulkhead.errors import AlreadyExists, BulkheadError, DeadlineExceeded, Internal, InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import netns, pod_files, process, reserve, undo, usermap, validate
+from sandbox_svc import bundle, netns, pod_files, process, reserve, undo, usermap, validate
 from sandbox_svc.cni import AddResult, Attachment
 from sandbox_svc.cni.capabilities import attachment
 from sandbox_svc.node import Node
@@ -26,7 +26,6 @@ from sandbox_svc.nri_exec import between
 from sandbox_svc.oci.model import SandboxInput
 from sandbox_svc.oci.spec import sandbox_spec
 from sandbox_svc.rootfs_users import read as rootfs_users
-from sandbox_svc.rpc import bundle
 from sandbox_svc.runtimes import Resolved
 from sandbox_svc.store.database import Entry
 from sandbox_svc.store.entities import Pod

@@ -8,10 +8,9 @@ import grpc
 from bulkhead import metrics
 from bulkhead.errors import FailedPrecondition, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import limits, process, undo, usermap
+from sandbox_svc import bundle, limits, process, undo, usermap
 from sandbox_svc.node import Node
 from sandbox_svc.nri_exec import between
-from sandbox_svc.rpc import bundle
 from sandbox_svc.store.entities import Container
 from sandbox_svc.task import stdio
 from sandbox_svc.task.link import Link

@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc import bundle
 from sandbox_svc.checkpoint import go_json
 from sandbox_svc.node import Node
-from sandbox_svc.rpc import bundle
 from sandbox_svc.store import messages
 from sandbox_svc.store.entities import Container, Pod
 
