@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -70,23 +71,35 @@ class Pieces(io.RawIOBase):
 
 
 def unpack(pieces: Iterator[bytes], directory: Path) -> None:
-    """Write a layout from its tar into a new or empty directory; only what belongs in a layout is written."""
+    """Write a layout from its tar into a new or empty directory; only what belongs in a layout is written.
+
+    One that does not come to its end leaves the directory empty.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise AlreadyExists(f"{directory} is not empty")
     try:
         with tarfile.open(fileobj=io.BufferedReader(Pieces(pieces), PIECE), mode="r|") as archive:
             for member in archive:
-                if member.isdir():
-                    continue
-                if not member.isreg() or not (_BLOB.fullmatch(member.name) or member.name in _DOCUMENTS):
-                    raise FailedPrecondition(f"image-svc sent {member.name!r}, which is no part of an OCI layout")
-                target = directory / member.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source = archive.extractfile(member)
-                assert source is not None
-                with target.open("xb") as file:
-                    while piece := source.read(PIECE):
-                        file.write(piece)
-    except tarfile.TarError as error:
-        raise DataLoss(f"image-svc sent a damaged archive: {error}") from error
+                if not member.isdir():
+                    _write(archive, member, directory)
+    except BaseException as error:
+        for child in directory.iterdir():
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+        if isinstance(error, tarfile.TarError):
+            raise DataLoss(f"image-svc sent a damaged archive: {error}") from error
+        raise
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, directory: Path) -> None:
+    if not member.isreg() or not (_BLOB.fullmatch(member.name) or member.name in _DOCUMENTS):
+        raise FailedPrecondition(f"image-svc sent {member.name!r}, which is no part of an OCI layout")
+    target = directory / member.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = archive.extractfile(member)
+    assert source is not None
+    with target.open("xb") as file:
+        while piece := source.read(PIECE):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bulkhead.cli.__main__ import parser
-from bulkhead.cli.images import exits
+from bulkhead.cli.images import exits, layout
+from bulkhead.errors import DataLoss, FailedPrecondition, Unavailable
 from support import archives
 from support.fake_registry import FakeRegistry, Handler
 from support.image_station import Station
@@ -267,3 +269,21 @@ def test_a_configuration_that_is_not_ours_to_read(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(config, "load", refuse)
     with pytest.raises(PermissionDenied, match=r"c\.toml: Permission denied; .* --socket"):
         socket_of(argparse.Namespace(socket=None, config="c.toml"))
+
+
+@pytest.mark.parametrize("cut", ["tar", "stream", "stranger"])
+def test_a_directory_is_whole_or_empty(tmp_path: Path, image: Image, cut: str) -> None:
+    """What does not come to its end, or is no part of a layout, leaves nothing that looks like one."""
+    files = archives.oci(image)
+    data = archives.tar({**files, "../../etc/passwd": b"x"} if cut == "stranger" else files)
+
+    def pieces() -> Iterator[bytes]:
+        yield data if cut == "stranger" else data[:2000]
+        if cut == "stream":
+            raise Unavailable("image-svc went away")
+
+    with pytest.raises((DataLoss, Unavailable, FailedPrecondition)):
+        layout.unpack(pieces(), tmp_path / "layout")
+    assert list((tmp_path / "layout").iterdir()) == []
+    layout.unpack(iter([archives.tar(files)]), tmp_path / "layout")
+    assert (tmp_path / "layout" / "index.json").read_bytes() == files["index.json"]
