@@ -19,6 +19,8 @@ from decryptor.schemes.provider import Provider
 from decryptor.tools import Tools
 
 SOON = Deadline(60, "a test")
+#: Lists of ten of the list before: ten thousand million numbers, were they written out.
+BOMB = "l0: &l0 [1]\n" + "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 10))
 
 
 class Answering:
@@ -56,6 +58,7 @@ def test_a_key_file_is_ocicrypts() -> None:
         (yaml("pkcs11:token=x;token=y;object=z"), "different attributes"),
         (yaml("pkcs11:token;object=z"), "different attributes"),
         (yaml("pkcs11:token=x;object=y", "module: {env: [1]}"), "module with env"),
+        (yaml("pkcs11:token=x;object=y", BOMB + "module: {env: {A: *l9}}"), "names and values"),
     ],
 )
 def test_a_wrong_key_file_says_why(data: bytes, message: str) -> None:

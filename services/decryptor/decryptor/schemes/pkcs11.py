@@ -51,8 +51,10 @@ def key_file(data: bytes) -> KeyFile:
     part, module = document.get("pkcs11"), document.get("module") or {}
     uri = part.get("uri") if isinstance(part, dict) else None
     environment = module.get("env") or {} if isinstance(module, dict) else None
-    if not isinstance(uri, str) or not isinstance(environment, dict):
-        raise InvalidArgument("key file of a token: expected pkcs11 with a uri, and module with env")
+    # Plain values alone: the text of aliases within aliases would fill the memory.
+    plain = isinstance(environment, dict) and not any(isinstance(v, dict | list | set) for v in environment.values())
+    if not isinstance(uri, str) or not isinstance(environment, dict) or not plain:
+        raise InvalidArgument("key file of a token: expected pkcs11 with a uri, and module with env, names and values")
     path, query = _parse(uri)
     if not {"id", "object"} & set(path):
         raise InvalidArgument("key file of a token: the URI names no key: neither object nor id")
@@ -274,7 +276,8 @@ def _pin(query: Mapping[str, bytes]) -> str:
     while source.startswith("//"):
         source = source[1:]
     try:
-        return Path(source).read_bytes()[:1024].decode(errors="replace").rstrip("\r\n")
+        with Path(source).open("rb") as file:
+            return file.read(1024).decode(errors="replace").rstrip("\r\n")
     except OSError as error:
         raise FailedPrecondition(f"pin-source {source}: {error.strerror}") from error
 
