@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -108,13 +109,13 @@ def present(stack: Stack, image: str, handler: str = "") -> bool:
     return bool(images(stack).ImageStatus(cri.ImageStatusRequest(image=spec), timeout=10).HasField("image"))
 
 
-def run(stack: Stack, image: str, handler: str, command: str, logs: Path) -> tuple[int, str]:
+def run(stack: Stack, image: str, handler: str, command: str, logs: Path, **fields: Any) -> tuple[int, str]:
     """Run a command in a pod of its own and return its exit status and output."""
     pods = Pods(runtime(stack), image, logs, handler)
     config = pods.config(f"{handler or 'own'}-{time.monotonic_ns()}")
     pod = pods.run(config)
     try:
-        container = pods.start(pod, config, "main", command)
+        container = pods.start(pod, config, "main", command, **fields)
         status = pods.wait_exited(container)
         return status.exit_code, (logs / "main.log").read_text()
     finally:
@@ -224,6 +225,33 @@ def test_an_ordinary_image(stack: Stack, snapshotter: Stargz, registry: str, tmp
         str(snapshotter.root),
     }
     assert all(each.used_bytes.value > 100_000 for each in usage)
+
+
+def test_an_ordinary_layer_upon_lazy_ones(
+    stack: Stack, lazy: tuple[str, list[str]], counted: Cuts, registry: str, tmp_path: Path
+) -> None:
+    """What such a layer leaves implied it has from the lazy ones; an image volume shows a lazy image."""
+    below = Layer().dir("etc").dir("etc/priv", 0o700, uid=7, gid=8).file("etc/priv/old", "1\n")
+    above = Layer().file("etc/priv/new", "2\n").file("etc/.wh.passwd").tar()
+    pusher, lower = Pusher(registry), [busybox_layer(), below.tar()]
+    stargz.push(pusher, "below", "1", lower, tmp_path)
+    blobs = stargz.push(pusher, "mixed", "1", lower, tmp_path, [above])
+    image = f"{counted.address}/mixed:1"
+    volume = cri.Mount(container_path="/volume", image=cri.ImageSpec(image=lazy[0]), readonly=True)
+    for first in (f"{counted.address}/below:1", lazy[0]):
+        pull(stack, first, "lazy-crun")
+    # The unpack helper sees mounts that are made later only where the host's are shared, which this one's need not be.
+    stack.wait_restarted("image-svc-unpack", stack.kill("image-svc-unpack"))
+    pull(stack, image, "lazy-crun")
+
+    command = "stat -c '%a %u %g' /etc/priv; cat /etc/priv/*; ls /etc; cat /volume/data/small"
+    code, output = run(stack, image, "lazy-crun", command, tmp_path, mounts=[volume])
+
+    assert code == 0
+    assert [blob(stack, each).exists() for each in blobs[1:]] == [False, True]
+    assert "700 7 8" in output
+    assert "passwd" not in output
+    assert "little" in output
 
 
 def test_an_image_of_the_node_is_unpacked_for_a_handler(stack: Stack, registry: str, tmp_path: Path) -> None:

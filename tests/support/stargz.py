@@ -7,11 +7,12 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from conformance.build import build
-from support.images import MEDIA, Pusher, digest
+from support.images import MEDIA, Pusher, compress, digest
 
 TOC = "containerd.io/snapshot/stargz/toc.digest"
 
@@ -106,9 +107,12 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def push(pusher: Pusher, repository: str, tag: str, layers: list[bytes], scratch: Path) -> list[str]:
-    """Upload an image of eStargz layers made of these tars; return the digests of its blobs."""
-    described, diff_ids = [], []
+def push(
+    pusher: Pusher, repository: str, tag: str, layers: list[bytes], scratch: Path, ordinary: Sequence[bytes] = ()
+) -> list[str]:
+    """Upload an image of eStargz layers made of these tars, ordinary ones upon them; return its blobs' digests."""
+    described: list[dict[str, object]] = []
+    diff_ids = []
     for number, tar in enumerate(layers):
         plain, made = scratch / f"{number}.tar", scratch / f"{number}.esgz"
         plain.write_bytes(tar)
@@ -124,6 +128,11 @@ def push(pusher: Pusher, repository: str, tag: str, layers: list[bytes], scratch
             "annotations": {TOC: toc},
         }
         described.append(entry)
+    for tar in ordinary:
+        blob = compress(tar, "gzip")
+        pusher.blob(repository, blob)
+        diff_ids.append(digest(tar))
+        described.append({"mediaType": MEDIA["oci"]["gzip"], "size": len(blob), "digest": digest(blob)})
     config = json.dumps(
         {
             "architecture": "amd64",

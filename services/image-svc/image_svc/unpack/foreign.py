@@ -6,6 +6,7 @@ count only below the root that the configuration has for that snapshotter, and o
 """
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from image_svc.unpack import confine, linux, paths, protocol, settle
 from image_svc.unpack.confine import Confinement
 from image_svc.unpack.settle import Lower
 from image_svc.unpack.worker import Step
+
+logger = logging.getLogger(__name__)
 
 _SETTLE_SECONDS = 600.0
 _SYNC_SECONDS = 300.0
@@ -83,7 +86,14 @@ class Place:
             os.lseek(self.implicit, 0, os.SEEK_SET)
             seen = Confinement(self._top, confine.FILES, (self.implicit,), seconds=_SETTLE_SECONDS)
             work: Callable[[], dict[str, Any]] = functools.partial(_settle, self._path, self._lowers, self.implicit)
-            yield Step(seen, work, _SETTLE_SECONDS)
+            answer = yield Step(seen, work, _SETTLE_SECONDS)
+            if answer.get("empty"):
+                logger.warning(
+                    "%s layers below %s look empty from here; if they are mounts, propagation must be shared for this"
+                    " process to see them, and directories that a layer implies have mode 0755 without them",
+                    int(answer["empty"]),
+                    os.fsdecode(self._path),
+                )
         yield Step(Confinement(self.target, 0, seconds=_SYNC_SECONDS), _sync, _SYNC_SECONDS)
 
 
@@ -110,7 +120,7 @@ class _Foreign(Lower):
 
 
 def _settle(path: bytes, lowers: Sequence[bytes], listed: int) -> dict[str, Any]:
-    """Give implied directories the metadata they have beneath."""
+    """Give implied directories the metadata they have beneath; also count layers in which nothing is to be seen."""
     own, below, settled = _Foreign(path), [_Foreign(each) for each in lowers], 0
     for each in paths.read(listed):
         source = settle.find(below, each)
@@ -123,7 +133,7 @@ def _settle(path: bytes, lowers: Sequence[bytes], listed: int) -> dict[str, Any]
             os.close(source)
             os.close(target)
         settled += 1
-    return {"settled": settled}
+    return {"settled": settled, "empty": sum(not os.listdir(each.open(b".")) for each in below)}
 
 
 def _sync() -> dict[str, Any]:
