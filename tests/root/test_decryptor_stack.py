@@ -125,6 +125,21 @@ def test_a_swapped_secret_counts_without_a_restart(stack: SmallStack, keys: Keys
     assert mounts[0].split()[3].startswith("ro,")
 
 
+def test_a_copy_that_was_lost_half_way_comes_back(stack: SmallStack, keys: Keys) -> None:
+    """A courier killed after it took the old copy away, and before the new one was there, leaves no decryptor that no
+    further key reaches.
+    """
+    layer, _ = seal(stack, keys)
+    pid = stack.pid("decryptor")
+    target = stack.state / "credentials" / "decryptor"
+    subprocess.run(["nsenter", f"--mount=/proc/{pid}/ns/mnt", "umount", "--lazy", target], check=True, timeout=10)
+    until(stack, layer, allowed=False)
+    swap(stack.directory / "keys", "..four", keys.private)
+    until(stack, layer, allowed=True)
+
+    assert stack.pid("decryptor") == pid
+
+
 def test_the_copy_stays_the_decryptors(stack: SmallStack) -> None:
     """However often it was made anew, the copy shows in no other process's mounts, the host's included."""
     pids = [os.getpid(), *(stack.pid(name) for name in ("image-svc", "sandbox-svc", "cri-frontend"))]
@@ -218,8 +233,8 @@ def test_layer_keys_stay_in_the_decryptor(stack: SmallStack, keys: Keys) -> None
         os.write(write, b"x" * 100_000)
         os.read(out, 1000)
 
+        # Of the others what is left is chance: text that was read, and memory that was freed.
         assert found(pid, [secret]) == 1
-        assert found(pid, traces) >= 2
         assert {other: found(other, traces) for other in (helper, *others)} == dict.fromkeys((helper, *others), 0)
     for fd in (read, write, out, sink):
         os.close(fd)

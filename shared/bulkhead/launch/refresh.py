@@ -4,6 +4,7 @@ The copy is made as at the start (enter.py) in a namespace of the child's own, t
 put in the place of the old one; the old copy's memory is freed with its last reader.
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -71,10 +72,19 @@ def _be_child(namespace: int, source: str, target: str, owner: tuple[int, int], 
         copy_into_memory(source, target, *owner)
         tree = linux.open_tree(target)
         linux.setns(namespace, linux.CLONE_NEWNS)
-        linux.unmount(target)
+        _unmount_old(target)
         linux.move_mount(tree, target)
         status = 0
     except OSError as error:
         os.write(answer, str(error.strerror or error).encode()[:1000])
     finally:
         os._exit(status)
+
+
+def _unmount_old(target: str) -> None:
+    try:
+        linux.unmount(target)
+    except OSError as error:
+        # Nothing is mounted there: an earlier child was killed before it had put the new one in its place.
+        if error.errno != errno.EINVAL:
+            raise
