@@ -1,8 +1,8 @@
 """A container's limits, changed after its creation: by the kubelet's update and by plugins' wishes.
 
 Limits stand in the bundle's config.json, which a start takes them from, and in the cgroup of what runs. Whoever changes
-them holds the container's `limits` lock and nothing else that an operation may hold, so that a plugin can change one
-container while another one's operation waits for that plugin.
+them holds the container's `limits` lock and needs no other: a plugin can change a container while an operation on that
+one, which has the others, waits for the plugin.
 """
 
 import json

@@ -14,7 +14,7 @@ from sandbox_svc import cgroup, netns, process, trees
 from sandbox_svc.cni import AddResult, Attachment, Manager
 from sandbox_svc.images import Images
 from sandbox_svc.ledger import Undo
-from sandbox_svc.nri_exec import Chain, between
+from sandbox_svc.nri_exec import Chain, end
 from sandbox_svc.store.database import Database, Entry
 from sandbox_svc.store.model import Model
 from sandbox_svc.store.records import Process, ShimBinding, shim_of
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 #: plugin is gone. What is left is named in the log and counted.
 NETWORK_ATTEMPTS = 5
 #: What goes with a process: its task, and exec plugins' knowledge of it.
-TASK = ("task", between.KIND)
+TASK = ("task", end.KIND)
 #: Seconds from SIGKILL to the exit of a process that is not stuck in the kernel.
 KILL_TIMEOUT = 10.0
 
@@ -91,7 +91,7 @@ class Undoer:
             "snapshot": self.snapshot,
             "shim": self.shim,
             "task": self.task,
-            between.KIND: self.exec_plugins,
+            end.KIND: self.exec_plugins,
         }
 
     def directory(self, entry: Entry) -> None:
@@ -167,7 +167,7 @@ class Undoer:
 
     def exec_plugins(self, entry: Entry) -> None:
         """Tell NRI's exec plugins that a container they have heard of is at its end."""
-        between.undo(self._exec_plugins, entry, paths.bundle(self._state, entry.owner))
+        end.undo(self._exec_plugins, entry, paths.bundle(self._state, entry.owner))
 
     def shim(self, entry: Entry) -> None:
         """Have the shim leave, by force if it does not, and remove its sockets."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.proto.containerd import nri_pb2 as nri
 from sandbox_svc import cgroup
-from sandbox_svc.nri.apply_keys import entries, name_of, one_of, removal
 from sandbox_svc.nri.apply_resources import add_device_rule
+from sandbox_svc.nri.keys import entries, name_of, one_of, removal
 from sandbox_svc.oci import namespaces as oci_namespaces
 from sandbox_svc.oci.model import Json
 
@@ -20,11 +20,10 @@ _NODES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 def devices(spec: Json, wanted: Iterable[nri.LinuxDevice]) -> None:
     """Add device nodes, each with the cgroup rule that lets it be used; one at a place that is taken replaces it."""
     for device in wanted:
-        gone = removal(device.path)
-        place = device.path if gone is None else gone
+        place, gone = removal(device.path)
         found = spec["linux"].setdefault("devices", [])
         found[:] = [entry for entry in found if entry["path"] != place]
-        if gone is not None:
+        if gone:
             continue
         if not place.startswith("/"):
             raise FailedPrecondition(f"NRI adjustment.linux.devices: path is {place!r}, expected an absolute path")
@@ -89,12 +88,12 @@ def _syscall(rule: nri.LinuxSyscall) -> Json:
 def namespaces(spec: Json, wanted: Iterable[nri.LinuxNamespace]) -> None:
     """Join, make or leave namespaces."""
     for namespace in wanted:
-        gone = removal(namespace.type)
-        kind = one_of(namespace.type if gone is None else gone, _NAMESPACES, "linux.namespaces: type")
-        if gone is None:
-            oci_namespaces.put(spec, kind, namespace.path)
-        else:
+        kind, gone = removal(namespace.type)
+        one_of(kind, _NAMESPACES, "linux.namespaces: type")
+        if gone:
             oci_namespaces.drop(spec, kind)
+        else:
+            oci_namespaces.put(spec, kind, namespace.path)
 
 
 def sysctls(spec: Json, wanted: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from bulkhead.errors import FailedPrecondition
 from bulkhead.proto.containerd import nri_pb2 as nri
-from sandbox_svc.nri.apply_keys import removal
+from sandbox_svc.nri.keys import removal
 from sandbox_svc.oci import mounts as oci_mounts
 from sandbox_svc.oci.model import Json
 
@@ -17,12 +17,11 @@ def mounts(spec: Json, wanted: Sequence[nri.Mount], propagation: Callable[[str],
     if not wanted:
         return
     for mount in wanted:
-        gone = removal(mount.destination)
-        place = mount.destination if gone is None else gone
+        place, gone = removal(mount.destination)
         if not place.startswith("/"):
             raise FailedPrecondition(f"NRI adjustment.mounts: destination is {place!r}, expected an absolute path")
         oci_mounts.drop(spec, _clean(place))
-        if gone is None:
+        if not gone:
             _propagate(spec, mount, propagation)
             spec["mounts"].append(_entry(mount))
     spec["mounts"].sort(key=lambda mount: (_depth(mount["destination"]), mount["destination"]))

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.proto.containerd import nri_pb2 as nri
-from sandbox_svc.nri.apply_keys import entries, name_of, removal
 from sandbox_svc.nri.convert_spec import HOOKS
+from sandbox_svc.nri.keys import entries, name_of, removal
 from sandbox_svc.oci.model import Json
 
 _RLIMIT = re.compile(r"RLIMIT_[A-Z]+")
@@ -24,11 +24,10 @@ def environment(process: Json, wanted: Sequence[nri.KeyValue]) -> None:
         return
     changes: dict[str, str | None] = {}
     for entry in wanted:
-        gone = removal(entry.key)
-        name = entry.key if gone is None else gone
+        name, gone = removal(entry.key)
         if not name or "=" in name:
             raise FailedPrecondition(f"NRI adjustment.env: {entry.key!r} is no name of a variable")
-        changes[name] = entry.value if gone is None else None
+        changes[name] = None if gone else entry.value
     kept: dict[str, str] = {}
     for old in process.get("env") or ():
         name, equals, value = old.partition("=")

@@ -1,8 +1,9 @@
-"""What the RPCs of sandbox-svc tell plugins, and what they get back: the only module of this package they import."""
+"""The events as methods: each asks the plugins in turn, and returns what they together want."""
 
 import contextlib
 import logging
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,8 +71,8 @@ class Hooks:
     def start(self) -> None:
         """Start pre-registered plugins, synchronize them, and accept others; a plugin's failure is only logged.
 
-        To be called in the main thread, at whose end the plugins started here are killed. It waits for those to be
-        synchronized, about as long as the slowest may take.
+        To be called in the main thread, at whose end the plugins started here are killed. It waits until those are
+        synchronized, which they are one after the other.
         """
         if self._config.disable:
             logger.info("NRI is disabled")
@@ -111,7 +112,7 @@ class Hooks:
     def operation(self) -> contextlib.AbstractContextManager[None]:
         """Keep plugins from being synchronized between an event and the moment the node shows its result.
 
-        A thread may enter again what it is in. To be taken before locks that are taken inside, too.
+        A thread may enter again what it is in. Whoever needs a lock both inside and outside takes the lock first.
         """
         return self._registry.gate.operation(SYNC_WAIT)
 
@@ -272,7 +273,7 @@ def _among(plugin: Plugin, names: list[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _conflicts(event: int) -> Any:
+def _conflicts(event: int) -> Iterator[None]:
     """Count what is refused here rather than by a plugin's error."""
     try:
         yield

@@ -17,8 +17,9 @@ from bulkhead.proto.containerd.nri_pb2 import (
     Field,
 )
 from sandbox_svc.nri import merge_resources
+from sandbox_svc.nri.keys import removal
 from sandbox_svc.nri.merge_updates import Updates
-from sandbox_svc.nri.owners import Owners, removal
+from sandbox_svc.nri.owners import Owners
 
 _HOOKS = ("prestart", "create_runtime", "create_container", "start_container", "poststart", "poststop")
 _RDT = (

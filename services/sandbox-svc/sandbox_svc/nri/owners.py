@@ -9,13 +9,9 @@ from typing import Any
 
 from bulkhead.errors import FailedPrecondition
 from bulkhead.proto.containerd.nri_pb2 import Field, OwningPlugins
+from sandbox_svc.nri.keys import removal
 
 _REMOVED = "-"
-
-
-def removal(key: str) -> tuple[str, bool]:
-    """Return a key without the "-" that marks it for removal, and whether it was marked."""
-    return (key[1:], True) if key.startswith("-") else (key, False)
 
 
 class Owners:

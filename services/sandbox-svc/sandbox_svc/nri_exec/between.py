@@ -1,28 +1,21 @@
-"""The moments at which exec plugins are run: between create and start, after an update, at the end."""
+"""The moments at which exec plugins are run: between create and start, after an update, around a checkpoint."""
 
 import contextlib
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bulkhead.errors import BulkheadError
 from bulkhead.files import write_atomic
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import bundle
-from sandbox_svc.nri_exec.chain import Chain
+from sandbox_svc.node import Node
+from sandbox_svc.nri_exec import end
 from sandbox_svc.nri_exec.messages import Subject
-from sandbox_svc.store.database import Entry
 from sandbox_svc.store.entities import Container, Pod
 
-if TYPE_CHECKING:
-    from sandbox_svc.node import Node
-
 logger = logging.getLogger(__name__)
-
-#: The ledger's kind of entry: plugins have heard of a creation and are to hear of the end.
-KIND = "nri_exec"
 
 
 class Creation:
@@ -32,7 +25,7 @@ class Creation:
     called again, after the task was taken back, where a plugin wants another cgroup. The ledger undoes what fails.
     """
 
-    def __init__(self, node: "Node", entity: Pod | Container, make: Callable[[str], int]) -> None:
+    def __init__(self, node: Node, entity: Pod | Container, make: Callable[[str], int]) -> None:
         self._node, self._entity, self._make = node, entity, make
         self._pid = -1
 
@@ -47,8 +40,7 @@ class Creation:
         if not self._plugins:
             return self._pid
         pod = _pod(entity)
-        entry = Entry(KIND, {"id": entity.id, "sandbox": pod.id, "labels": dict(pod.record.config.labels)})
-        node.database.intend(entity.id, [entry])
+        node.database.intend(entity.id, [end.entry(entity.id, pod.id, pod.record.config.labels)])
         subject = _subject(entity, self._pid, node.bundle(entity.id))
         node.exec_plugins.create(self._plugins, subject, self._move)
         return self._pid
@@ -67,7 +59,7 @@ class Creation:
         return self._pid
 
 
-def updated(node: "Node", container: Container) -> None:
+def updated(node: Node, container: Container) -> None:
     """Tell plugins that a running container's limits have changed."""
     plugins = node.exec_plugins.plugins()
     process = container.record.process
@@ -75,7 +67,7 @@ def updated(node: "Node", container: Container) -> None:
         node.exec_plugins.tell(plugins, "update", _subject(container, process.pid, node.bundle(container.id)))
 
 
-def frozen(node: "Node", container: Container, state: str) -> None:
+def frozen(node: Node, container: Container, state: str) -> None:
     """Tell plugins that a container has been frozen ("pause") or thawed ("resume"); what they say is only logged."""
     try:
         plugins = node.exec_plugins.plugins()
@@ -84,16 +76,6 @@ def frozen(node: "Node", container: Container, state: str) -> None:
             node.exec_plugins.tell(plugins, state, subject)
     except (BulkheadError, OSError) as error:
         logger.warning("container %s: exec plugins are not told of its %s: %s", container.id, state, error)
-
-
-def undo(chain: Chain, entry: Entry, place: Path) -> None:
-    """Tell plugins of the end of what they have heard of; its bundle may be gone already."""
-    data = entry.data
-    try:
-        spec = bundle.read(place)
-    except (OSError, ValueError):
-        spec = {}
-    chain.delete(Subject(data["id"], data["sandbox"], -1, spec, data["labels"]))
 
 
 def _subject(entity: Pod | Container, pid: int, place: Path) -> Subject:

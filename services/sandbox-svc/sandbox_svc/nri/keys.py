@@ -1,4 +1,4 @@
-"""Keys that stand for their own removal, and enum names, as adjustments write them."""
+"""Keys that stand for their own removal, and names of enums, as adjustments write them (pure)."""
 
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from bulkhead.errors import FailedPrecondition
 
 
-def removal(key: str) -> str | None:
-    """Return the name that a key marked for removal ("-name") takes out; None for any other key."""
-    return key[1:] if key.startswith("-") else None
+def removal(key: str) -> tuple[str, bool]:
+    """Return a key without the "-" that marks it for removal, and whether it was marked."""
+    return (key[1:], True) if key.startswith("-") else (key, False)
 
 
 def entries(target: MutableMapping[str, Any], wanted: Mapping[str, Any], field: str) -> None:
     """Set and remove entries of a map; an empty key names nothing."""
     for key, value in wanted.items():
-        gone = removal(key)
-        if not (key if gone is None else gone):
+        name, gone = removal(key)
+        if not name:
             raise FailedPrecondition(f"NRI adjustment.{field}: an entry without a name")
-        if gone is None:
-            target[key] = value
+        if gone:
+            target.pop(name, None)
         else:
-            target.pop(gone, None)
+            target[name] = value
 
 
 def name_of(kind: Any, number: int, field: str) -> str:
