@@ -1,5 +1,6 @@
 """Pods and containers as NRI's messages, from our records and the OCI specs of their bundles."""
 
+import json
 import os
 
 from bulkhead.proto.containerd import nri_pb2 as nri
@@ -18,6 +19,27 @@ _STATES = {
 
 def pod(record: SandboxRecord, spec: Json) -> nri.PodSandbox:
     """Return a pod; spec is its pause container's, {} where that is gone."""
+    try:
+        return _pod(record, spec)
+    except UnicodeEncodeError:
+        return _pod(record, _text(spec))
+
+
+def container(record: ContainerRecord, spec: Json, pid: int = 0) -> nri.Container:
+    """Return a container; pid is that of a process which is made and not yet recorded as started."""
+    try:
+        return _container(record, spec, pid)
+    except UnicodeEncodeError:
+        return _container(record, _text(spec), pid)
+
+
+def _text(spec: Json) -> Json:
+    """Return a spec with "?" for bytes that are no UTF-8: the node's files, such as devices, may have such names."""
+    found: Json = json.loads(json.dumps(spec, ensure_ascii=False).encode(errors="replace"))
+    return found
+
+
+def _pod(record: SandboxRecord, spec: Json) -> nri.PodSandbox:
     config, section = record.config, spec.get("linux") or {}
     linux = nri.LinuxPodSandbox(
         cgroup_parent=config.linux.cgroup_parent,
@@ -48,8 +70,7 @@ def _there(namespace: Json) -> bool:
     return namespace["type"] != "network" or os.path.exists(namespace.get("path", ""))
 
 
-def container(record: ContainerRecord, spec: Json, pid: int = 0) -> nri.Container:
-    """Return a container; pid is that of a process which is made and not yet recorded as started."""
+def _container(record: ContainerRecord, spec: Json, pid: int) -> nri.Container:
     process, config = spec.get("process") or {}, record.config
     return nri.Container(
         id=record.id,

@@ -73,6 +73,10 @@ class Registry:
             logger.warning("NRI plugin %s (%s) is not used: %s", plugin.name, peer, error)
             self.drop(plugin)
             return False
+        except Exception:
+            logger.exception("NRI plugin %s (%s) is not used", plugin.name, peer)
+            self.drop(plugin)
+            return False
         if plugin.closed:
             self.drop(plugin)
             return False

@@ -1,5 +1,6 @@
 """Pods and containers as plugins see them."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,17 @@ def test_a_container() -> None:
         "CDI_devices": [{"name": "vendor.test/class=one"}],
         "user": {"uid": 5, "gid": 6, "additional_gids": [7]},
     }
+
+
+def test_names_that_are_no_text() -> None:
+    """A device node may have any bytes for a name: plugins see the container all the same, and its end."""
+    name = os.fsdecode(b"/dev/x\xff")
+    spec = {**SPEC, "linux": {**SPEC["linux"], "devices": [{"path": name, "type": "c", "major": 1, "minor": 3}]}}
+    seen = convert.container(RECORD, spec)
+    assert [(one.path, one.major) for one in seen.linux.devices] == [("/dev/x?", 1)]
+    assert list(seen.env) == ["A=1"]
+    pause = convert.pod(SandboxRecord("p", cri.PodSandboxConfig(), "runc", "", 1), {"annotations": {"a": name}})
+    assert pause.annotations["a"] == "/dev/x?"
 
 
 @pytest.mark.parametrize(

@@ -438,6 +438,22 @@ def test_a_plugin_that_fails_its_synchronization_is_not_used(world: World) -> No
     assert world.names() == []
 
 
+def test_a_state_that_cannot_be_told_costs_the_plugin(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong while a plugin is admitted, it is let go of, and the next one can come."""
+
+    def snapshot() -> Any:
+        raise KeyError("linux")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.node, "snapshot", snapshot)
+        with pytest.raises(AssertionError):
+            world.join("10-a")
+    eventually(lambda: world.peers[0].theirs.fileno() < 0 or not world.peers[0]._thread.is_alive())
+    world.join("10-b")
+
+    assert world.names() == ["10-b"]
+
+
 def test_an_answer_of_another_message_is_an_error(world: World) -> None:
     """Bytes that are not the answer's message fail the request, and neither the service nor others."""
     world.join("10-a", {"CreateContainer": lambda raw: nri.RegisterPluginRequest(plugin_name="\x0f")})
