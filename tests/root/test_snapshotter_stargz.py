@@ -254,6 +254,36 @@ def test_an_ordinary_layer_upon_lazy_ones(
     assert "little" in output
 
 
+def test_an_encrypted_image(stack: Stack, registry: str, tmp_path: Path) -> None:
+    """Its layers go through the decryptor on their way into the snapshotter; without the key nothing is made of it."""
+    key, public = stack.directory / "keys" / "node.pem", tmp_path / "public.pem"
+    subprocess.run(
+        ["openssl", "genrsa", "-out", tmp_path / "node.pem", "2048"], check=True, capture_output=True, timeout=60
+    )
+    command = ["openssl", "rsa", "-in", tmp_path / "node.pem", "-pubout", "-out", public]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    insecure = ["--src-tls-verify=false", "--dest-tls-verify=false", "--encryption-key", f"jwe:{public}"]
+    secret = Layer().file("secret", "a word\n").tar()
+    Pusher(registry).image("open", "1", Image([busybox_layer(), secret]))
+    names = [f"docker://{registry}/open:1", f"docker://{registry}/secret:1"]
+    subprocess.run(["skopeo", "copy", *insecure, *names], check=True, capture_output=True, timeout=120)
+    image = f"{registry}/secret:1"
+    with pytest.raises(grpc.RpcError):
+        pull(stack, image, "lazy-runc")
+
+    (tmp_path / "node.pem").rename(key)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            pull(stack, image, "lazy-runc")
+            break
+        except grpc.RpcError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    code, output = run(stack, image, "lazy-runc", "cat /secret", tmp_path)
+    assert (code, "a word" in output) == (0, True)
+
+
 def test_an_image_of_the_node_is_unpacked_for_a_handler(stack: Stack, registry: str, tmp_path: Path) -> None:
     """A kubelet that does not say for which handler it pulls gets its containers all the same, in both snapshotters."""
     image = f"{registry}/busybox:2"

@@ -360,8 +360,11 @@ def test_an_image_gets_where_it_is_wanted(
     manifest = found.manifests[f"{registry.address}/app:1"]
 
     assert node.ready.possible(found, "fake", Patience(10, "status"))
+    node.store.remove_names([f"{registry.address}/app:1"])
+    (found,) = node.catalogue.images()
     node.ready.ensure(found, manifest, "fake", ANYBODY, Patience(10, "prepare"))
     assert fake.names(pb.COMMITTED) == set(chain(image))
+    assert node.catalogue.images()[0].names == found.names  # the name that was taken away does not come back
 
     node.store.forget_lost_layers(node.store.layer_names())
     node.pull_there(f"{registry.address}/app:1")

@@ -114,10 +114,13 @@ class Ready:
                 self._work.pop((snapshotter, manifest), None)
 
     def _adopt(self, image: Image, manifest: str, snapshotter: str, purpose: Purpose) -> None:
-        names = [name for name in image.names if image.manifests[name] == manifest]
+        targets = self._store.targets()
+        names = [name for name in image.names if image.manifests[name] == manifest and name in targets]
         if not names:
             raise FailedPrecondition(f"manifest {manifest} has no name any more")
-        target = Descriptor(self._store.targets()[names[0]], 0, "")
+        target = Descriptor(targets[names[0]], 0, "")
+        # By its digest, which stands for nothing else: a tag may be another image's by the time that this is done.
+        name = reference.parse(names[0]).with_digest(target.digest)
         patience = Patience(self._limit, f"image {image.id} in snapshotter {snapshotter}")
         logger.info("unpacking image for another snapshotter", extra={"image": image.id, "snapshotter": snapshotter})
-        self._puller.adopt(target, reference.parse(names[0]), patience, purpose=purpose, snapshotter=snapshotter)
+        self._puller.adopt(target, name, patience, purpose=purpose, snapshotter=snapshotter)
