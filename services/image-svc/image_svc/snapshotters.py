@@ -1,5 +1,6 @@
 """The snapshotters that containers of this node may ask for by name: Bulkhead's own and proxies."""
 
+import logging
 import threading
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from image_svc.reference import Reference
 from image_svc.snapshots import OWN, Prepared, Snapshotter, open_snapshotter
 from image_svc.store import Snapshot, Store
 from image_svc.unpack.client import UnpackClient
+
+logger = logging.getLogger(__name__)
 
 
 class Snapshotters:
@@ -61,8 +64,15 @@ class Snapshotters:
         return self.get(snapshot.snapshotter).prepare(str(snapshot.name), names)
 
     def remove(self, snapshot: Snapshot) -> None:
-        """Drop a container's snapshot; one that is gone is success."""
+        """Drop a container's snapshot; one that is gone is success.
+
+        One in a snapshotter that the configuration does not have any more is left there.
+        """
         proxied = self._proxies.get(snapshot.snapshotter) is not None
+        if not proxied and snapshot.snapshotter not in OWN:
+            where = f"snapshotter {snapshot.snapshotter}, which is not configured any more"
+            logger.warning("snapshot %s is left in %s", snapshot.key, where)
+            return
         self.get(snapshot.snapshotter).remove(snapshot.key if proxied else str(snapshot.name))
 
     def _opened(self, name: str) -> Snapshotter:

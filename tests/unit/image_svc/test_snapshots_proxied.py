@@ -472,3 +472,13 @@ def test_a_proxy_without_a_root(tmp_path: Path, node: ProxiedNode) -> None:
     with pytest.raises(FailedPrecondition, match=r"proxy_plugins\.bare\.exports has no root"):
         Snapshotters("overlayfs", tmp_path, helper, node.store, proxies).get("bare")
     proxies.close()
+
+
+def test_a_snapshotter_that_is_not_configured_any_more(node: ProxiedNode) -> None:
+    """What is recorded of it is forgotten, without a call: nothing else is kept from going."""
+    node.store.add_proxied("former", "sha256:aa", "")
+    node.snapshotters.remove(Snapshot("c1", 9, "former", "sha256:i", "sha256:m", "sha256:aa"))
+
+    node.garbage.collect()
+
+    assert node.store.unused_proxied() == []

@@ -118,7 +118,7 @@ class Proxy:
         """Remove a snapshot; nothing by that name is success. FailedPrecondition while others stand on it."""
         self._removed = True
         try:
-            self._call(self._stub.Remove, pb.RemoveSnapshotRequest(snapshotter=self.name, key=key), PREPARE)
+            self._call(self._stub.Remove, pb.RemoveSnapshotRequest(snapshotter=self.name, key=key), LOOK * 3)
         except NotFound:
             return
 
