@@ -96,7 +96,7 @@ def state(hand: Hand) -> tuple[list[str], object]:
 
 @pytest.mark.parametrize("what", SPOILED)
 def test_what_was_not_encrypted_like_that_is_refused(hand: Hand, registry: str, place: Path, what: str) -> None:
-    """Wrong bytes, MAC, private digest, diff id: the pull fails and says so; no image, layer or directory comes of it."""
+    """Wrong bytes, MAC, digest or diff id: the pull fails and says so; no image, layer or directory comes of it."""
     make, reason = SPOILED[what]
     name = make(Maker(registry, place, f"spoiled-{what}"))
     hand.pull(f"{registry}/busybox:1")

@@ -29,10 +29,11 @@ from support.stack import BIN, Stack
 TIMEOUT = 120
 
 
-def run(*command: object, status: int = 0, **options: object) -> "subprocess.CompletedProcess[bytes]":
+def run(*command: object, status: int = 0, **options: Any) -> "subprocess.CompletedProcess[bytes]":
     """Run a program and check how it ends."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, timeout=TIMEOUT, **options)  # type: ignore[call-overload]
+    done: subprocess.CompletedProcess[bytes]
+    done = subprocess.run(words, capture_output=True, timeout=TIMEOUT, **options)
     assert done.returncode == status, (words, done.stdout[-2000:], done.stderr[-4000:])
     return done
 
@@ -61,7 +62,7 @@ class Hand:
         """Run a verb of images and return what it prints."""
         return self.bulkhead("images", *words, status=status).stdout.decode()
 
-    def run(self, *words: object, status: int = 0, **options: object) -> "subprocess.CompletedProcess[bytes]":
+    def run(self, *words: object, status: int = 0, **options: Any) -> "subprocess.CompletedProcess[bytes]":
         """Run a container."""
         return self.bulkhead("run", *words, status=status, **options)
 

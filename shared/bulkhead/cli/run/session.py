@@ -85,9 +85,16 @@ class Session:
         """Have the image unpacked, which needs the keys of an encrypted one; NotFound if it is not here at all."""
         if self._runtime.has_image(self._options.image):
             return
+        options = self._options
+        request = pb.UnpackRequest(
+            image=options.image,
+            grant=grant,
+            pod=f"{options.namespace}/{options.name}",
+            namespace=options.namespace,
+            pod_labels=self._labels,
+        )
         client = Client(paths.service_socket(self._config.state, "image-svc"))
         try:
-            request = pb.UnpackRequest(image=self._options.image, grant=grant)
             for _ in client.stream(client.stub.Unpack, request):
                 pass
         finally:
