@@ -260,7 +260,7 @@ def test_an_encrypted_image(stack: Stack, registry: str, tmp_path: Path) -> None
     subprocess.run(
         ["openssl", "genrsa", "-out", tmp_path / "node.pem", "2048"], check=True, capture_output=True, timeout=60
     )
-    command = ["openssl", "rsa", "-in", tmp_path / "node.pem", "-pubout", "-out", public]
+    command = ["openssl", "rsa", "-in", str(tmp_path / "node.pem"), "-pubout", "-out", str(public)]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     insecure = ["--src-tls-verify=false", "--dest-tls-verify=false", "--encryption-key", f"jwe:{public}"]
     secret = Layer().file("secret", "a word\n").tar()

@@ -54,7 +54,7 @@ class Stargz:
         self.socket.unlink(missing_ok=True)
         (self.directory / "data").mkdir(exist_ok=True)
         with (self.directory / "log").open("ab") as log:
-            command = [build("stargz")["stargz"], "serve", str(self.socket), str(self.directory / "data")]
+            command = [str(build("stargz")["stargz"]), "serve", str(self.socket), str(self.directory / "data")]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + 20
         while not _answers(self.socket):
@@ -116,7 +116,7 @@ def push(
     for number, tar in enumerate(layers):
         plain, made = scratch / f"{number}.tar", scratch / f"{number}.esgz"
         plain.write_bytes(tar)
-        command = [build("stargz")["stargz"], "convert", str(plain), str(made)]
+        command = [str(build("stargz")["stargz"]), "convert", str(plain), str(made)]
         toc = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
         blob = made.read_bytes()
         pusher.blob(repository, blob)
