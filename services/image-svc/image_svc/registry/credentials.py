@@ -171,6 +171,7 @@ def _credentials(username: str, password: str, auth: str, identity: str, token: 
 
 def _header(token: str, field_name: str, where: str) -> str:
     """Return a token that may stand in a header; InvalidArgument, which does not show it, for any other."""
+    token = token.strip(" \t\r\n")  # a file's line end, as a rule
     if not token.isascii() or not token.isprintable():
         raise InvalidArgument(f"{where}: field {field_name} holds characters that no token has")
     return token

@@ -84,6 +84,9 @@ def is_no_tls(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx.ConnectTimeout):
         return "no connection within the dial time-out"
+    if isinstance(error, httpx.LocalProtocolError):
+        # Whose own words quote the header: a password, or a token.
+        return "not asked, since a header of the request holds what no header may"
     root = _root(error)
     if isinstance(root, OSError) and root.strerror:
         return root.strerror

@@ -77,7 +77,7 @@ def is_loopback(host: str) -> bool:
 
 def lookup(namespace: str, registry: Registry) -> list[Host]:
     """Return the endpoints for images of a registry's name ("docker.io", "localhost:5000"), first choice first."""
-    headers = tuple((name, value) for name, values in registry.headers.items() for value in values)
+    headers = tuple((name, value.strip(" \t")) for name, values in registry.headers.items() for value in values)
     mirrors = registry.mirrors.get(namespace, registry.mirrors.get("*"))
     if mirrors is not None or namespace in registry.tls:
         return [_with(host, headers) for host in _from_mirrors(namespace, mirrors or (), registry)]

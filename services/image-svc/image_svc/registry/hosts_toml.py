@@ -168,9 +168,10 @@ class _Reader:
             for text in self._strings((*at, "header"), name, given):
                 if not name.isascii() or not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", name):
                     raise self.error((*at, "header"), name, "is not a header name")
-                if not text.isascii() or any(ord(c) < 32 and c != "\t" for c in text):
+                if not text.isascii() or any((ord(c) < 32 and c != "\t") or ord(c) == 127 for c in text):
                     raise self.error((*at, "header"), name, "holds characters that no header may have")
-                yield name, text
+                # As Go's client sends it.
+                yield name, text.strip(" \t")
 
     def _duration(self, at: tuple[str, ...], value: object) -> float:
         try:

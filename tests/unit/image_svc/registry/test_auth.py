@@ -143,6 +143,8 @@ def test_registry_token(registry: FakeRegistry) -> None:
     held = protect(registry, 'Bearer realm="http://127.0.0.1:1/"', f"Bearer {SECRET}")
 
     assert resolve(registry, AuthConfig(registry_token=SECRET)) == held
+    # With a file's line end, too.
+    assert resolve(registry, AuthConfig(registry_token=f"{SECRET}\n")) == held
 
 
 @pytest.mark.parametrize("status", [401, 403])

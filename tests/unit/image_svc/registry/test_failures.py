@@ -109,3 +109,16 @@ def test_the_kubelet_knows_an_unavailable_registry(status: int) -> None:
     assert error.code == Unknown.code
     assert str(again).startswith("RegistryUnavailable: what: http://host")
     assert str(again).count("RegistryUnavailable") == 1
+
+
+def test_a_header_that_cannot_be_sent_is_not_shown() -> None:
+    """What the HTTP library says of a malformed header quotes it, and it may be a password."""
+    with (
+        pytest.raises(httpx.LocalProtocolError, match="s3cret") as raised,
+        socket.create_server(("127.0.0.1", 0)) as own,
+    ):
+        httpx.get(f"http://127.0.0.1:{own.getsockname()[1]}/", headers={"authorization": "Bearer s3cret "}, timeout=5)
+    failure = from_transport(raised.value, "pull", "https://host")
+
+    assert "s3cret" not in str(failure)
+    assert "a header of the request" in str(failure)

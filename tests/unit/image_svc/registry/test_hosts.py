@@ -83,6 +83,7 @@ skip_verify = true
         ('[host."https://a"]\ndial_timeout = "soon"', 2, "duration"),
         ('[host."https://a"]\n[host."https://a".header]\nx = 1', 3, "string"),
         ('[host."https://a"]\n[host."https://a".header]\n"x y" = "1"', 3, "header name"),
+        ('[host."https://a"]\n[host."https://a".header]\nx = "a\\u007fb"', 3, "no header may"),
         ('\n[host."https://"]\n', 2, "address"),
         ("server = 4", 1, "string"),
         ('\nserver = "https://"', 2, "address"),
@@ -208,7 +209,7 @@ def test_deprecated_mirrors() -> None:
 
 def test_common_headers_give_way() -> None:
     """registry.headers go to every host, except where the host has the same header itself."""
-    registry = Registry(config_path=(), headers={"User-Agent": ("me",), "X": ("1", "2")})
+    registry = Registry(config_path=(), headers={"User-Agent": ("me ",), "X": ("1", "\t2")})
 
     (host,) = hosts.lookup("quay.io", registry)
 
