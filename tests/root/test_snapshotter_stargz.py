@@ -3,7 +3,6 @@
 Debian has stargz-snapshotter's client only: the server is a small program of ours around the module's own service.
 """
 
-import functools
 import grp
 import hashlib
 import os
@@ -37,6 +36,8 @@ snapshotter = "stargz"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.lazy-{name}.options]
 BinaryName = "{binary}"
 """
+#: By address.
+_CHANNELS: dict[str, grpc.Channel] = {}
 #: Bytes that gzip cannot make smaller, so that what was not fetched shows.
 BULK = random.Random(7).randbytes(12 * 1024 * 1024)
 
@@ -70,6 +71,9 @@ def stack(registry: str, snapshotter: Stargz) -> Iterator[Stack]:
         registry, number=97, images="disable_snapshot_annotations = false", more=handlers + snapshotter.config
     ) as running:
         yield running
+        # A process with a live connection is not one to fork, which other tests do.
+        while _CHANNELS:
+            _CHANNELS.popitem()[1].close()
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +95,11 @@ def images(stack: Stack) -> "cri_grpc.ImageServiceStub":
     return cri_grpc.ImageServiceStub(channel(stack.address))
 
 
-@functools.cache
 def channel(address: str) -> grpc.Channel:
     """Return the connection to a stack."""
-    return grpc.insecure_channel(f"unix:{address}")
+    if address not in _CHANNELS:
+        _CHANNELS[address] = grpc.insecure_channel(f"unix:{address}")
+    return _CHANNELS[address]
 
 
 def pull(stack: Stack, image: str, handler: str = "") -> str:
