@@ -20,8 +20,12 @@ logger = logging.getLogger(__name__)
 
 #: Connections at one time: 2 MiB each while a layer runs.
 CONNECTIONS = 128
+#: Connections at one time of users that may not call: enough to tell them so.
+STRANGERS = 8
 #: Seconds a caller has to say what it wants, and to take an answer.
 _PATIENCE = 10.0
+#: Seconds that the request of a caller who is turned away is waited for.
+_GLANCE = 0.1
 
 
 class Sessions:
@@ -29,7 +33,7 @@ class Sessions:
 
     def __init__(self, path: str, desk: Desk, uids: Sequence[int]) -> None:
         self._desk, self._uids = desk, frozenset(uids)
-        self._room = threading.Semaphore(CONNECTIONS)
+        self._room, self._strangers = threading.Semaphore(CONNECTIONS), threading.Semaphore(STRANGERS)
         self._listener = seqpacket.listen(path, 0o660)
         threading.Thread(target=self._accept, name="layers", daemon=True).start()
 
@@ -45,20 +49,27 @@ class Sessions:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            if self._room.acquire(blocking=False):
-                threading.Thread(target=self._serve, args=(connection,), name="layer", daemon=True).start()
-            else:
-                with connection:
-                    _answer_error(connection, ResourceExhausted(f"{CONNECTIONS} layers are being worked on"))
+            # Others of the callers' group may connect, too, and keep silent; they take no room from who is served.
+            room = self._room if self._may_call(connection) else self._strangers
+            if room.acquire(blocking=False):
+                threading.Thread(target=self._serve, args=(connection, room), name="layer", daemon=True).start()
+                continue
+            with connection:
+                if room is self._room:
+                    _turn_away(connection)
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _may_call(self, connection: socket.socket) -> bool:
+        _, uid, _ = seqpacket.peer(connection)
+        return uid == 0 or uid in self._uids
+
+    def _serve(self, connection: socket.socket, room: threading.Semaphore) -> None:
         try:
             with connection:
                 self._converse(connection)
         except Exception:
             logger.exception("a connection to the layer socket failed")
         finally:
-            self._room.release()
+            room.release()
 
     def _converse(self, connection: socket.socket) -> None:
         _, uid, _ = seqpacket.peer(connection)
@@ -67,7 +78,7 @@ class Sessions:
         try:
             # Read from anybody: who is hung up on while sending never learns why.
             message, fds = seqpacket.receive(connection)
-            if uid not in self._uids and uid != 0:
+            if not self._may_call(connection):
                 raise PermissionDenied(f"user {uid} may not hand layers to the decryptor")
             if message is not None:
                 self._work(connection, message, fds, by_root=uid == 0)
@@ -155,6 +166,15 @@ def _finish(connection: socket.socket, fds: list[int], result: int) -> None:
         os.close(fd)
     del fds[1:-1]
     seqpacket.send(connection, {"done": {}}, (result,))
+
+
+def _turn_away(connection: socket.socket) -> None:
+    """Say that there is no room; a request that lies unread would have the caller see a reset in place of that."""
+    connection.settimeout(_GLANCE)
+    with contextlib.suppress(OSError, InvalidArgument):
+        for fd in seqpacket.receive(connection)[1]:
+            os.close(fd)
+    _answer_error(connection, ResourceExhausted(f"{CONNECTIONS} layers are being worked on"))
 
 
 def _answer_error(connection: socket.socket, error: BulkheadError) -> None:

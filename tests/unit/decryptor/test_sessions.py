@@ -15,6 +15,7 @@ from bulkhead.errors import (
     FailedPrecondition,
     InvalidArgument,
     PermissionDenied,
+    ResourceExhausted,
     Unavailable,
 )
 from bulkhead.proto import keys_pb2
@@ -254,3 +255,26 @@ def test_hanging_up_frees_the_place(socket: str, formats: dict[str, bytes], monk
     os.close(write)
 
     assert [type(error) for error in ended] == [Cancelled]
+
+
+def test_strangers_take_no_room(formats: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users that may not call, however many connections they hold open, keep nobody from having layers opened."""
+    monkeypatch.setattr("decryptor.sessions.CONNECTIONS", 4)
+    desk = Desk(lambda: Keyring([KeyFile("node.pem", formats["pkcs8.pem"])]), tools=Tools({}, None))
+    path = str(tmp_path / "s")
+    served = Sessions(path, desk, [])
+    with monkeypatch.context() as strange:
+        strange.setattr(seqpacket, "peer", lambda connection: (1, 54321, 54321))
+        silent = [seqpacket.connect(path) for _ in range(20)]
+        with pytest.raises((PermissionDenied, Unavailable)):
+            sealed(path, formats["public.pem"])
+    layer, cipher = sealed(path, formats["public.pem"])
+
+    assert opened(path, layer, cipher).digest == digest_of(PLAIN)
+    # More than there is room for: what ran before may not have left its place yet.
+    busy = [seqpacket.connect(path) for _ in range(7)]
+    with pytest.raises(ResourceExhausted, match="4 layers"):
+        opened(path, layer, cipher)
+    for connection in (*silent, *busy):
+        connection.close()
+    served.close()
