@@ -3,8 +3,10 @@
 A plugin is told of a stop and of a removal once, whoever finds out first: the RPC or the container's own end.
 """
 
+import contextlib
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from bulkhead.errors import FailedPrecondition
@@ -17,6 +19,8 @@ from sandbox_svc.nri.node_runtime import NodeRuntime
 from sandbox_svc.oci.model import Json
 from sandbox_svc.store.entities import Container, Pod, Told
 from sandbox_svc.store.records import ContainerRecord, SandboxRecord
+
+logger = logging.getLogger(__name__)
 
 #: Seconds for the updates of other containers that plugins want beside an operation.
 UPDATES = 30.0
@@ -54,8 +58,9 @@ class Lifecycle:
             return
         with self.teardown(), pod.telling:
             if pod.told is Told.MADE:
-                if self.hooks.active:
-                    self.hooks.stop_pod_sandbox(self.runtime.pod(pod.record))
+                with _anyway(f"the stop of pod {pod.id}"):
+                    if self.hooks.active:
+                        self.hooks.stop_pod_sandbox(self.runtime.pod(pod.record))
                 pod.told = Told.STOPPED
 
     def pod_removed(self, pod: Pod) -> None:
@@ -65,8 +70,9 @@ class Lifecycle:
         with self.teardown(), pod.telling:
             self.pod_stopped(pod)
             if pod.told is Told.STOPPED:
-                if self.hooks.active:
-                    self.hooks.remove_pod_sandbox(self.runtime.pod(pod.record))
+                with _anyway(f"the removal of pod {pod.id}"):
+                    if self.hooks.active:
+                        self.hooks.remove_pod_sandbox(self.runtime.pod(pod.record))
                 pod.told = Told.REMOVED
 
     def updating_pod(self, pod: Pod, request: cri.UpdatePodSandboxResourcesRequest) -> None:
@@ -147,8 +153,9 @@ class Lifecycle:
             return
         with self.teardown(), container.telling:
             if container.told is Told.MADE:
-                if self.hooks.active:
-                    others = self.hooks.stop_container(*self._both(container))
+                with _anyway(f"the stop of container {container.id}"):
+                    if self.hooks.active:
+                        others = self.hooks.stop_container(*self._both(container))
                 container.told = Told.STOPPED
         if others:
             self.runtime.update_containers(others, time.monotonic() + UPDATES)
@@ -160,8 +167,9 @@ class Lifecycle:
         self.stopped(container)
         with self.teardown(), container.telling:
             if container.told is Told.STOPPED:
-                if self.hooks.active:
-                    self.hooks.remove_container(*self._both(container))
+                with _anyway(f"the removal of container {container.id}"):
+                    if self.hooks.active:
+                        self.hooks.remove_container(*self._both(container))
                 container.told = Told.REMOVED
 
     def _both(self, container: Container, pid: int = 0) -> tuple[nri.PodSandbox, nri.Container]:
@@ -171,3 +179,12 @@ class Lifecycle:
         if updates and (failed := self.runtime.update_containers(updates, time.monotonic() + UPDATES)):
             names = ", ".join(update.container_id for update in failed)
             raise FailedPrecondition(f"{what}: NRI plugins want other limits for {names}, which could not be set")
+
+
+@contextlib.contextmanager
+def _anyway(what: str) -> Iterator[None]:
+    """Log whatever goes wrong in the block: no mistake, ours included, keeps a pod from its end."""
+    try:
+        yield
+    except Exception:
+        logger.exception("NRI plugins are not told of %s", what)

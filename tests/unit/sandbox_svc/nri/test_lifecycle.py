@@ -111,6 +111,17 @@ def test_a_pod_that_fails_after_plugins_have_heard_of_it(
     assert [pod.id for pod in plugged.node.model.everything()] == [plugged.pod.id]
 
 
+def test_nothing_keeps_a_pod_from_its_end(plugged: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Where telling of a stop or a removal fails, even for a mistake of ours, it is logged, and the pod goes."""
+    for name in ("stop_container", "remove_container", "stop_pod_sandbox", "remove_pod_sandbox"):
+        plugged.hooks.answers[name] = KeyError(name)
+    plugged.node.nri.removed(plugged.container)
+    plugged.node.nri.pod_removed(plugged.pod)
+    assert plugged.hooks.told == ["stop_container", "remove_container", "stop_pod_sandbox", "remove_pod_sandbox"]
+    assert (plugged.container.told, plugged.pod.told) == (Told.REMOVED, Told.REMOVED)
+    assert len([line for line in caplog.records if "not told" in line.getMessage()]) == 4
+
+
 def test_what_has_been_told_waits_for_nobody(plugged: Any) -> None:
     """A stop or a removal that plugins know of already does not pass the gate: a synchronization may hold it."""
     plugged.hooks.teardown = None
