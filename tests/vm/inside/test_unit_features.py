@@ -215,6 +215,24 @@ def test_an_encrypted_image(crictl: Crictl, pod: Pod, encrypted: Encrypted) -> N
     assert any("pod=default/features " in line and "verdict=refused" in line for line in lines)
 
 
+def test_many_keys_one_after_the_other(encrypted: Encrypted) -> None:
+    """Of keys that come while the decryptor is started anew none is missed, and their number stops nothing."""
+    names = [f"k{number}.pem" for number in range(30)]
+
+    def copied() -> set[str]:
+        seen = units.inside("decryptor", "--mount", "ls", "/run/credentials/bulkhead-decryptor.service")
+        return {name.removeprefix("keys_") for name in seen.split()} & set(names)
+
+    for name in names:
+        (units.KEYS / name).write_bytes(encrypted.key)
+        time.sleep(0.25)
+    eventually(lambda: copied() == set(names))
+    for name in names:
+        (units.KEYS / name).unlink()
+    eventually(lambda: copied() == set() and loaded() == 0)
+    assert systemctl("is-active", "bulkhead-decryptor-keys.path") == "active"
+
+
 def test_a_key_provider_sees_no_key(crictl: Crictl, encrypted: Encrypted) -> None:
     """A key provider's program opens an image, under the unit's filter, without rights, and kept from the keys."""
     crictl("pull", encrypted.provided)
