@@ -86,6 +86,16 @@ def test_status(client: Client, name: str, image: Image) -> None:
     assert not client.status(name).info
 
 
+def test_status_of_what_the_disk_lost(client: Client, name: str, tmp_path: Path) -> None:
+    """An image whose configuration is gone is not present, however closely one looks, and can be pulled again."""
+    image_id = client.pull(name)
+    (tmp_path / "blobs" / "sha256" / image_id.removeprefix("sha256:")).unlink()
+
+    assert not client.status(name, verbose=True).HasField("image")
+    assert client.pull(name) == image_id
+    assert client.status(name, verbose=True).info["info"]
+
+
 def test_lists(client: Client, name: str) -> None:
     """Lists hold every image, or the one asked for, streamed or not; a pinned name shows."""
     client.pull(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 
 from bulkhead import rpc
-from bulkhead.errors import InvalidArgument
+from bulkhead.errors import InvalidArgument, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2
 from bulkhead.proto.runtime.v1.api_pb2_grpc import ImageServiceServicer
 from image_svc.parts import Parts
@@ -64,7 +64,10 @@ class CriImages(ImageServiceServicer):
             return api_pb2.ImageStatusResponse()
         response = api_pb2.ImageStatusResponse(image=self._parts.catalogue.message(found))
         if request.verbose:
-            response.info["info"] = self._verbose(found)
+            try:
+                response.info["info"] = self._verbose(found)
+            except NotFound:  # what a disk has lost is not present: the kubelet pulls it again
+                return api_pb2.ImageStatusResponse()
         return response
 
     def _possible(self, image: Image, handler: str, context: grpc.ServicerContext) -> bool:
@@ -74,8 +77,11 @@ class CriImages(ImageServiceServicer):
         return self._parts.ready.possible(image, self._parts.config.snapshotter_of(handler), patience)
 
     def _verbose(self, image: Image) -> str:
-        """Return what crictl inspecti shows: chain id and the image's configuration, under containerd's names."""
-        spec = json.loads(self._parts.content.read(image.id))
+        """Return what crictl inspecti shows: chain id and the image's configuration, under containerd's names.
+
+        NotFound for a configuration that is damaged or gone; its image is forgotten.
+        """
+        spec = json.loads(self._parts.damage.configuration(image.id))
         info = {
             "chainID": image.chain_id,
             "imageSpec": spec,
