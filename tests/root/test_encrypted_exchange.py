@@ -157,17 +157,19 @@ def gunzipped(data: bytes) -> bytes:
     return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
 
 
-@pytest.mark.parametrize("scheme", ["jwe", "pkcs7"])
-def test_encrypted_by_skopeo_run_here(hand: Hand, registry: str, place: Path, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "compression"), [("jwe", "gzip"), ("pkcs7", "gzip"), ("jwe", "zstd")])
+def test_encrypted_by_skopeo_run_here(hand: Hand, registry: str, place: Path, scheme: str, compression: str) -> None:
     """What skopeo encrypts runs here with the keys lent, and is refused without."""
-    source, sealed = box(registry, f"theirs-{scheme}"), f"{registry}/theirs-{scheme}:enc"
+    kind = f"theirs-{scheme}-{compression}"
+    source, sealed = box(registry, kind, compression), f"{registry}/{kind}:enc"
     recipient = f"{scheme}:{place}/mykey.{'pub' if scheme == 'jwe' else 'crt'}"
     skopeo(f"docker://{source}", f"docker://{sealed}", "--encryption-key", recipient)
     hand.images("pull", sealed)
+    assert all(str(each["mediaType"]).endswith(f"+{compression}+encrypted") for each in manifest(sealed)["layers"])
 
     hand.run("--rm", sealed, "refused", status=125)
     keys = ("--key", place / "mykey.pem", "--key", place / "mykey.crt")
-    assert hand.run("--rm", *keys, sealed, "lent").stdout.decode() == f"theirs-{scheme}"
+    assert hand.run("--rm", *keys, sealed, "lent").stdout.decode() == kind
 
 
 def test_a_token_opens_an_image(hand: Hand, registry: str, token: Token) -> None:

@@ -118,17 +118,21 @@ def test_what_stays_without_rm(hand: Hand, registry: str) -> None:
     hand.stack.remove_pods()
 
 
-def test_an_interruption_stops_and_removes(hand: Hand, registry: str) -> None:
-    """Ctrl-C ends the container, and with --rm nothing of it is left."""
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_stops_and_removes(hand: Hand, registry: str, number: int, status: int) -> None:
+    """Ctrl-C, or a SIGTERM, ends the container, and with --rm nothing of it is left."""
     name = f"{registry}/busybox:2"
     hand.images("pull", name)
+    logs = hand.stack.directory / "root" / "io.bulkhead" / "run"
+    before = sorted(logs.iterdir()) if logs.exists() else []
     command = [BIN / "bulkhead", "run", "--config", hand.stack.config, "--rm", "--stop-timeout", "1", name, "long"]
     process = subprocess.Popen([*command, "sh", "-c", "echo up; exec sleep 1000"], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    process.send_signal(number)
+    assert process.wait(30) == status
     process.stdout.close()
+    assert (sorted(logs.iterdir()) if logs.exists() else []) == before
     assert not list(hand.stack.runtime_service().ListPodSandbox(cri.ListPodSandboxRequest(), timeout=10).items)
 
 

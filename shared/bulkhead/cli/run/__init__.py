@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   bulkhead run --rm --tty busybox:1.37 shell sh
   bulkhead run --rm --env A=b --handler crun --net-host app:2 once /bin/job --now
 
-exit status: the container's; 125 if it could not be run; 130 if interrupted"""
+exit status: the container's; 125 if it could not be run; 128 and the number of the signal that ended the run"""
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

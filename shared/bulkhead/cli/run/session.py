@@ -12,6 +12,7 @@ from bulkhead import config, paths
 from bulkhead.cli import keys
 from bulkhead.cli.images.client import Client
 from bulkhead.cli.run import terminal
+from bulkhead.cli.run.interrupts import Interrupted, Interrupts
 from bulkhead.cli.run.log import Follower
 from bulkhead.cli.run.runtime import Runtime
 from bulkhead.config.model import Config
@@ -20,8 +21,8 @@ from bulkhead.proto import images_pb2 as pb
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from bulkhead.supervisor import claims
 
-#: What docker and podman answer with when a container could not be run, and after an interruption.
-NOT_RUN, INTERRUPTED = 125, 130
+#: What docker and podman answer with when a container could not be run.
+NOT_RUN = 125
 #: By which sandbox-svc knows the keys that are lent to a container.
 KEY_GRANT = "io.bulkhead.key-grant"
 #: Tells our pods from the kubelet's.
@@ -29,9 +30,12 @@ LABEL = "io.bulkhead.run"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run a container and return its exit status; 125, after one line, if it could not be run."""
+    """Return the container's exit status; 125, after one line, if it could not be run; 128 and a signal's number."""
     try:
-        return Session(options, config.load(options.config)).run()
+        with Interrupts() as interrupts:
+            return Session(options, config.load(options.config), interrupts).run()
+    except Interrupted as interrupted:
+        return interrupted.status
     except BulkheadError as error:
         sys.stderr.write(f"bulkhead: {keys.error_of(error)}\n")
         return NOT_RUN
@@ -40,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
 class Session:
     """One run."""
 
-    def __init__(self, options: argparse.Namespace, loaded: Config) -> None:
+    def __init__(self, options: argparse.Namespace, loaded: Config, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
         self._options = options
         self._config = loaded
         self._runtime = Runtime(claims.address(loaded))
@@ -57,8 +62,9 @@ class Session:
             grant = ""
             if self._options.key:
                 grant = held.enter_context(keys.lent(paths.layer_socket(self._config.state), self._options.key))
-            self._have_image(grant)
-            self._refuse_taken()
+            with self._interrupts.allowed():
+                self._have_image(grant)
+                self._refuse_taken()
             held.enter_context(self._log_directory())
             sandbox = self._sandbox()
             pod = self._runtime.run_pod(sandbox, self._options.handler)
@@ -68,18 +74,21 @@ class Session:
 
     def _attend(self, container: str) -> int:
         """Start the container, show what it writes, and return its exit status."""
-        options = self._options
         try:
-            self._runtime.start(container)
-            follower = Follower(self._logs / "0.log")
-            if options.tty and terminal.attach(self._runtime, container):
-                return self._runtime.wait(container, lambda: False)
-            with terminal.fed(self._runtime, container) if options.interactive and not options.tty else ExitStack():
-                return self._runtime.wait(container, follower.show)
-        except KeyboardInterrupt:
-            with suppress(KeyboardInterrupt):
-                self._runtime.stop(container, options.stop_timeout)
-            return INTERRUPTED
+            with self._interrupts.allowed():
+                return self._follow(container)
+        except Interrupted:
+            self._runtime.stop(container, self._options.stop_timeout)
+            raise
+
+    def _follow(self, container: str) -> int:
+        options = self._options
+        self._runtime.start(container)
+        follower = Follower(self._logs / "0.log")
+        if options.tty and terminal.attach(self._runtime, container):
+            return self._runtime.wait(container, lambda: False)
+        with terminal.fed(self._runtime, container) if options.interactive and not options.tty else ExitStack():
+            return self._runtime.wait(container, follower.show)
 
     def _have_image(self, grant: str) -> None:
         """Have the image unpacked, which needs the keys of an encrypted one; NotFound if it is not here at all."""
@@ -147,19 +156,16 @@ class Session:
         finally:
             if self._options.rm:
                 shutil.rmtree(self._logs, ignore_errors=True)
-                with suppress(OSError):
-                    self._logs.parent.rmdir()
+            with suppress(OSError):  # what is not empty stays
+                self._logs.rmdir()
+            with suppress(OSError):
+                self._logs.parent.rmdir()
 
     def _clean(self, pod: str) -> None:
         """Stop the pod, and with --rm remove it with its container."""
-        while True:
-            try:
-                self._runtime.stop_pod(pod)
-                if self._options.rm:
-                    self._runtime.remove_pod(pod)
-            except KeyboardInterrupt:
-                continue  # what was made is taken away whoever is impatient
-            return
+        self._runtime.stop_pod(pod)
+        if self._options.rm:
+            self._runtime.remove_pod(pod)
 
 
 def _pairs(texts: Sequence[str], option: str) -> Mapping[str, str]:
