@@ -144,6 +144,19 @@ def test_an_archive_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["log", "out.tar", "work"]
 
 
+def test_two_archives_for_one_place(tmp_path: Path) -> None:
+    """Two checkpoints to the same location at once do not write into one file: each is whole, and the later stays."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.dump").write_text(name)
+    location = tmp_path / f"{'x' * 251}.tar"  # as long as a name may be
+    meanwhile = iter([lambda: archive.write(location, tmp_path / "two", "", lambda: None)])
+    archive.write(location, tmp_path / "one", "", lambda: next(meanwhile, lambda: None)())
+    with tarfile.open(location) as found:
+        assert found.extractfile("config.dump").read() == b"one"  # type: ignore[union-attr]
+    assert sorted(os.listdir(tmp_path)) == ["one", "two", location.name]
+
+
 def resolved(name: str, binary: str, **changes: Any) -> Resolved:
     return Resolved(name, RuntimeHandler(**changes), binary, RuntimeFacts(name=name), "")
 

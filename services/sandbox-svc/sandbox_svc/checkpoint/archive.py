@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,10 +98,12 @@ def _ours(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 @contextmanager
 def _replacing(location: Path) -> Iterator[BinaryIO]:
-    """Yield a new file that takes the place of `location` when the block ends well, and is gone otherwise."""
-    part = location.with_name(f"{location.name}.part")
-    part.unlink(missing_ok=True)
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    """Yield a new file that takes the place of `location` when the block ends well, and is gone otherwise.
+
+    Its name is its own: two containers may be checkpointed to the same place at once, and the later one counts.
+    """
+    fd, name = tempfile.mkstemp(".part", ".checkpoint-", location.parent)  # O_EXCL, mode 0600
+    part = Path(name)
     try:
         with os.fdopen(fd, "wb", buffering=_PIECE) as file:
             yield file
