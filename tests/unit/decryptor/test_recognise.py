@@ -1,5 +1,9 @@
 """Key files: every format is told apart, and what cannot be used says why without quoting itself."""
 
+import base64
+import json
+import time
+
 import pysequoia
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -156,3 +160,13 @@ def test_any_json_is_judged(fields: dict[str, str]) -> None:
     assert recognise.recognise(json.dumps(fields).encode()).error
     assert recognise.recognise(json.dumps({**fields, "kty": "RSA"}).encode()).error
     assert recognise.recognise(json.dumps({**fields, "kty": "EC"}).encode()).error
+
+
+def test_a_giant_without_primes_is_not_taken_apart() -> None:
+    """A JWK of ten thousands of bits that states no primes is refused at once: to look for them takes minutes."""
+    number = base64.urlsafe_b64encode(b"\xff" * 6000).decode().rstrip("=")
+    began = time.monotonic()
+    found = recognise.recognise(json.dumps({"kty": "RSA", "n": number, "e": "AQAB", "d": number}).encode())
+
+    assert "do not fit together" in found.error
+    assert time.monotonic() - began < 1
