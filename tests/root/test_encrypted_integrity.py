@@ -1,7 +1,10 @@
 """Encrypted images under trouble: layers that are not what was encrypted, a decryptor killed, keys in memory."""
 
+import base64
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -16,9 +19,10 @@ import pytest
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from support import images
 from support.dam import dam
-from support.encrypted import Hand, Sealed, entry, eventually, make_keys, push, seal, traces_of, tree
+from support.encrypted import Hand, Sealed, entry, eventually, make_keys, push, run, seal, traces_of, tree
 from support.images import Layer, compress, digest
 from support.memory import found
+from support.pods import Pods
 from support.stack import BIN, Stack
 
 pytestmark = pytest.mark.root
@@ -30,11 +34,12 @@ VERIFIER = '#!/bin/sh\ncase "$*" in *unsigned*) echo not signed; exit 1;; esac\n
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """A scratch directory with the key pair mykey and a verifier."""
+    """A scratch directory with the key pairs mykey and policed, and a verifier."""
     with tempfile.TemporaryDirectory(prefix="bhi") as name:
         directory = Path(name)
         directory.chmod(0o755)
         make_keys(directory)
+        make_keys(directory, "policed")
         (directory / "verifiers").mkdir()
         (directory / "verifiers" / "check").write_text(VERIFIER)
         (directory / "verifiers" / "check").chmod(0o755)
@@ -45,9 +50,12 @@ def place() -> Iterator[Path]:
 def hand(registry: str, place: Path) -> Iterator[Hand]:
     """A stack that has the key, and asks the verifier."""
     table = f'[plugins."io.containerd.image-verifier.v1.bindir"]\nbin_dir = "{place}/verifiers"\n'
+    public = run("openssl", "pkey", "-in", place / "policed.pem", "-pubout", "-outform", "DER").stdout
+    fingerprint = hashlib.sha256(public).hexdigest()
+    table += f'[bulkhead.key_policy.api]\nservice_accounts = ["payments/api"]\nkeys = ["{fingerprint}"]\n'
     with Stack(registry, default="crun", number=97, more=table) as stack:
         made = Hand(stack)
-        made.give(place / "mykey.pem")
+        made.give(place / "mykey.pem", place / "policed.pem")
         yield made
 
 
@@ -136,6 +144,22 @@ def test_a_killed_decryptor(hand: Hand, registry: str, place: Path) -> None:
     assert done.stdout == b"40000000\n"
 
 
+def test_a_decryptor_that_does_not_answer(hand: Hand, registry: str, place: Path) -> None:
+    """A pull does not wait long for a decryptor that hangs, and names it; once that answers, the pull works."""
+    maker = Maker(registry, place, "hanging")
+    name = maker.push(maker.sealed())
+    pid = hand.stack.pid("decryptor")
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        with pytest.raises(grpc.RpcError, match="decryptor"):
+            hand.pull(name)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert time.monotonic() - began < 30
+    assert hand.pull(name).startswith("sha256:")
+
+
 def test_keys_are_in_the_decryptors_memory_alone(hand: Hand, registry: str, place: Path) -> None:
     """In the middle of a pull, and while a container runs with a lent key, no other process has a trace of the private
     key or of the layer's: the same search finds both in the decryptor.
@@ -174,7 +198,7 @@ def test_keys_are_in_the_decryptors_memory_alone(hand: Hand, registry: str, plac
         running.terminate()
         running.communicate()
         hand.stack.remove_pods()
-        hand.give(place / "mykey.pem")
+        hand.give(place / "mykey.pem", place / "policed.pem")
 
 
 def test_several_pulls_at_once_with_verification(hand: Hand, registry: str, place: Path) -> None:
@@ -195,6 +219,48 @@ def test_several_pulls_at_once_with_verification(hand: Hand, registry: str, plac
         assert result.startswith("SignatureValidationFailed" if name == "several-unsigned" else "sha256:"), result
     for name in names[:3]:
         assert hand.run("--rm", pushed[name], name).stdout.decode() == name
+
+
+def test_the_service_account_decides(hand: Hand, registry: str, place: Path) -> None:
+    """A key for one service account: its namespace may pull, and a container with that account's token runs; others
+    are refused, also without a token.
+    """
+    maker = Maker(registry, place, "policed")
+    maker.public = (place / "policed.pub").read_bytes()
+    name = maker.push(maker.sealed())
+
+    def pod(namespace: str) -> cri.PodSandboxConfig:
+        metadata = cri.PodSandboxMetadata(name="p", namespace=namespace, uid=namespace)
+        return cri.PodSandboxConfig(metadata=metadata, log_directory=str(place), linux=cri.LinuxPodSandboxConfig())
+
+    def pull(namespace: str) -> None:
+        request = cri.PullImageRequest(image=cri.ImageSpec(image=name), sandbox_config=pod(namespace))
+        hand.stack.image_service().PullImage(request, timeout=60)
+
+    with pytest.raises(grpc.RpcError, match="key policy"):
+        pull("web")
+    pull("payments")
+    pods = Pods(hand.stack.runtime_service(), name, place)
+    running = pods.run(pod("payments"))
+
+    def create(account: str) -> str:
+        mounts = []
+        if account:
+            token = place / account
+            token.mkdir()
+            claims = json.dumps({"sub": f"system:serviceaccount:payments:{account}"}).encode()
+            body = base64.urlsafe_b64encode(claims).decode().rstrip("=")
+            (token / "token").write_text(f"e30.{body}.c2ln")
+            there = "/var/run/secrets/kubernetes.io/serviceaccount"
+            mounts = [cri.Mount(container_path=there, host_path=str(token), readonly=True)]
+        return pods.create(running, pod("payments"), f"c{account}", "true", mounts=mounts)
+
+    for account in ("", "other"):
+        with pytest.raises(grpc.RpcError, match="key policy"):
+            create(account)
+    assert create("api")
+    assert "e30." not in hand.stack.log
+    hand.stack.remove_pods()
 
 
 def test_one_audit_line_a_use(hand: Hand, registry: str, place: Path) -> None:
