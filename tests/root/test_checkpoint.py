@@ -5,7 +5,8 @@ import os
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,18 @@ rm /etc/gone; mkdir -p /new/dir; ln -s ../etc /new/link; echo hello > /new/file;
 chmod 4711 /new/file; echo started
 i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.1; done
 """
+
+#: runc, but that its dump takes longer than any test, and says when it has begun: what a real one does depends on CRIU.
+SLOW = """#!/bin/sh
+previous=
+for argument; do
+    if [ "$previous" = --image-path ]; then : > "$argument/begun"; sleep 997; exit 1; fi
+    previous=$argument
+done
+exec /usr/sbin/runc "$@"
+"""
+#: Heeds SIGTERM a moment later, as a program does that has something to put away.
+HEEDS = "trap 'sleep 0.3; echo heeded; exit 7' TERM; echo started; while :; do sleep 0.1; done"
 
 
 @dataclass
@@ -62,7 +75,11 @@ def node(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     pusher = Pusher(registry)
     pusher.image("box", "checkpoint", Image([busybox_layer(), Layer().dir("etc").file("etc/gone", "x").tar()], {}))
     directory = tmp_path_factory.mktemp("checkpoint")
-    with Stack(registry, number=83, default="runc") as stack:
+    slow = tmp_path_factory.mktemp("slow") / "runc"
+    slow.write_text(SLOW)
+    slow.chmod(0o755)
+    more = f"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.slow.options]\nBinaryName = \"{slow}\""
+    with Stack(registry, number=83, default="runc", more=more) as stack:
         image = f"{registry}/box:checkpoint"
         stack.image_service().PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=image)), timeout=60)
         pods = Pods(stack.runtime_service(), image, directory)
@@ -182,6 +199,56 @@ def test_a_container_left_frozen_is_thawed(node: Node) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert node.counts()
+
+
+def frozen_state(container: str) -> str:
+    """Return what the freezer of a container's cgroup says, of either version; "" where the group is gone."""
+    for pattern in (f"freezer/*/{container}/freezer.state", f"*/{container}/cgroup.freeze"):
+        for file in Path("/sys/fs/cgroup").glob(pattern):
+            return file.read_text().strip()
+    return ""
+
+
+@pytest.mark.parametrize("way", ["stop", "stop-pod", "remove"])
+def test_a_stop_wins_over_a_long_dump(node: Node, way: str) -> None:
+    """A container that is frozen for a dump without end is thawed, heeds its stop signal, and is gone in seconds.
+
+    The container, its cgroup and its freezer are real; the dump is a process of the runtime that sleeps.
+    """
+    pods = Pods(node.stack.runtime_service(), node.pods.image, node.directory, handler="slow")
+    config = pods.config(way)
+    pod = pods.run(config)
+    container = pods.start(pod, config, way, HEEDS)
+    log, location = node.directory / f"{way}.log", node.directory / f"{way}.tar"
+    images = node.stack.directory / "root" / "io.bulkhead" / "containers" / container / "checkpoint" / "checkpoint"
+    wait_for(lambda: b"started" in log.read_bytes())
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(refused, node, container, location)
+        wait_for(lambda: (images / "begun").exists())
+        assert frozen_state(container) in ("FROZEN", "1")
+        began = time.monotonic()
+        if way == "stop":
+            pods.stop(container, grace=25)
+        elif way == "stop-pod":
+            pods.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=60)
+        else:
+            pods.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), timeout=60)
+        took = time.monotonic() - began
+        code, details = made.result(30)
+    assert took < 8
+    assert (code, "is being stopped" in details) == (grpc.StatusCode.FAILED_PRECONDITION, True), details
+    if way != "remove":
+        assert pods.status(container).exit_code == (7 if way == "stop" else 137)
+    assert (b"heeded" in log.read_bytes()) == (way == "stop")
+    assert subprocess.run(["pgrep", "-f", "^sleep 997$"], capture_output=True, timeout=10).stdout == b""
+    assert (location.exists(), images.exists()) == (False, False)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def pause(node: Node) -> None:

@@ -60,6 +60,9 @@ class FakeLink:
         self.calls.append(("wait", ident[:1]))
         return Future()
 
+    def resume(self, ident: str, timeout: float = 0) -> None:
+        self.calls.append(("resume", ident[:1]))
+
     def delete(self, ident: str) -> None:
         self.calls.append(("delete", ident[:1]))
 

@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,10 @@ from sandbox_svc.checkpoint.rootfs_diff import MAX_DEPTH, RootfsDiff
 from sandbox_svc.checkpoint.under_way import UnderWay
 from sandbox_svc.netns import IdMapping
 from sandbox_svc.oci.model import RuntimeFacts
-from sandbox_svc.rpc import checkpoint_container
+from sandbox_svc.rpc import checkpoint_container, stop_container
 from sandbox_svc.runtimes import Resolved
 from sandbox_svc.shim import checkpoint as shim_checkpoint
+from sandbox_svc.store.records import Exit
 
 
 def diff(upper: Path, **changes: Any) -> dict[str, tarfile.TarInfo]:
@@ -223,6 +225,102 @@ def test_a_probe_waits_for_the_thaw() -> None:
     waiter.join()
 
 
+def in_background(call: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
+
+
+def test_a_stop_is_stronger_than_a_checkpoint() -> None:
+    """A stop has the container thawed, as often as it takes, and the checkpoint says why it was not made."""
+    under_way, thawed = UnderWay(), threading.Semaphore(0)
+    under_way.give_way("c", lambda: pytest.fail("nothing is frozen"))
+
+    def thaw() -> None:
+        thawed.release()
+        raise FailedPrecondition("not frozen yet")
+
+    with under_way.of("c"):
+        under_way.check("c")
+        with under_way.frozen("c"):
+            stop = in_background(lambda: under_way.give_way("c", thaw))
+            assert thawed.acquire(timeout=5)
+            assert thawed.acquire(timeout=5)
+            assert stop.is_alive()
+            with pytest.raises(FailedPrecondition, match="container c is being stopped"):
+                under_way.check("c")
+        stop.join(5)
+        assert not stop.is_alive()
+    with under_way.of("c"):
+        under_way.check("c")
+
+
+def test_a_checkpoint_that_has_all_it_needs_is_finished() -> None:
+    """Once the container is thawed a stop has nothing to wait for and ends nothing; a removal does."""
+    under_way = UnderWay()
+    with under_way.of("c"):
+        with under_way.frozen("c"):
+            pass
+        under_way.give_way("c", lambda: pytest.fail("nothing is frozen"))
+        under_way.check("c")
+        removal = in_background(lambda: under_way.end("c"))
+        removal.join(0.1)
+        with pytest.raises(FailedPrecondition, match="being stopped"):
+            under_way.check("c")
+        assert removal.is_alive()
+    removal.join(5)
+    assert not removal.is_alive()
+    under_way.end("c")
+
+
+def test_a_checkpoint_that_does_not_end_keeps_no_stop_for_ever() -> None:
+    """A shim that cannot thaw costs a stop its patience, no more."""
+    under_way = UnderWay()
+    with under_way.of("c"), under_way.frozen("c"):
+        under_way.give_way("c", lambda: None, patience=0.01)
+        under_way.end("c", patience=0.01)
+
+
+def test_a_stop_that_was_there_first(world: Any) -> None:
+    """No checkpoint begins, and so nothing is frozen, while a container has time to obey its stop signal."""
+    world.container.stoppers = 1
+    with pytest.raises(FailedPrecondition, match="is being stopped"):
+        checkpoint_container._not_stopping(world.container)
+    world.container.stoppers = 0
+    checkpoint_container._not_stopping(world.container)
+
+
+def test_a_stop_thaws_before_it_signals(world: Any) -> None:
+    """A frozen container is thawed by its shim first, so that it has its whole grace to heed the signal."""
+    world.link.on_kill = lambda ident, number: world.container.finished(Exit(0, 1))
+    entered, leave = threading.Event(), threading.Event()
+
+    def checkpoint() -> None:
+        with world.node.checkpoints.of("c" * 64), world.node.checkpoints.frozen("c" * 64):
+            entered.set()
+            leave.wait(5)
+
+    def resume(ident: str, timeout: float) -> None:
+        world.link.calls.append(("resume", ident[:1]))
+        leave.set()
+
+    world.link.resume = resume
+    made = in_background(checkpoint)
+    assert entered.wait(5)
+    stop_container.stop(world.node, world.container, 30)
+    made.join()
+    assert world.link.calls == [("resume", "c"), ("kill", "c", 15)]
+
+
+def test_time_is_looked_at_within_a_file(tmp_path: Path) -> None:
+    """A file of many MiB does not keep the container frozen beyond the deadline."""
+    with (tmp_path / "f").open("wb") as file:
+        file.truncate(8 << 20)
+    ticks: list[None] = []
+    diff(tmp_path, tick=lambda: ticks.append(None))
+    assert len(ticks) >= 9
+
+
 class FakeLink:
     PAUSED = 3
 
@@ -251,9 +349,9 @@ def test_the_callers_time_and_presence() -> None:
     context: Any = SimpleNamespace(time_remaining=lambda: 0.0, is_active=lambda: alive[0])
     request = cri.CheckpointContainerRequest(timeout=5)
     with pytest.raises(DeadlineExceeded, match="0 s"):
-        checkpoint_container._Deadline(request, context).left()
+        checkpoint_container._Deadline(request, context, lambda: None).left()
     context.time_remaining = lambda: None
-    deadline = checkpoint_container._Deadline(request, context)
+    deadline = checkpoint_container._Deadline(request, context, lambda: None)
     assert 4 < deadline.left() <= 5
     alive[0] = False
     with pytest.raises(Cancelled):

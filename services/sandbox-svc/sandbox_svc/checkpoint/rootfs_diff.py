@@ -5,6 +5,7 @@ directory's descriptor. Sources: overlayfs.rst of the kernel (whiteouts and opaq
 layer.md (their form in a layer).
 """
 
+import io
 import os
 import stat
 import tarfile
@@ -20,6 +21,8 @@ _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 _ELSEWHERE = (".overlay.redirect", ".overlay.metacopy")
 #: Each level costs a descriptor while it is walked.
 MAX_DEPTH = 256
+#: Pieces of a file, of 16 KiB as tarfile copies them, from one look at the time to the next.
+_READS = 64
 
 
 class RootfsDiff:
@@ -33,7 +36,7 @@ class RootfsDiff:
         gids: Iterable[IdMapping] = (),
         tick: Callable[[], object] = lambda: None,
     ) -> None:
-        """Take the mappings of a pod with a user namespace, and what to call between files (it may raise)."""
+        """Take the mappings of a pod with a user namespace, and what to call after each file or MiB (it may raise)."""
         self._upper, self._uids, self._gids, self._tick = upper, tuple(uids), tuple(gids), tick
         self._links: dict[tuple[int, int], str] = {}
         self.deleted: list[str] = []
@@ -86,7 +89,7 @@ class RootfsDiff:
             self._attributes(file.fileno(), entry.name)
             entry.size = os.fstat(file.fileno()).st_size
             entry.pax_headers = _kept_attributes(file.fileno())
-            archive.addfile(entry, file)
+            archive.addfile(entry, _Ticking(file, self._tick))
 
     def _entry(self, name: str, status: os.stat_result) -> tarfile.TarInfo:
         entry = tarfile.TarInfo(name)
@@ -107,6 +110,20 @@ class RootfsDiff:
         for attribute in os.listxattr(fd):
             if attribute.endswith(_ELSEWHERE):
                 raise FailedPrecondition(f"{name} in the rootfs is only partly there ({attribute})")
+
+
+class _Ticking(io.RawIOBase):
+    """A file that calls back while it is read: one may take as long as all others."""
+
+    def __init__(self, file: BinaryIO, tick: Callable[[], object]) -> None:
+        self._file, self._tick, self._reads = file, tick, 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next piece."""
+        self._reads += 1
+        if self._reads % _READS == 0:
+            self._tick()
+        return self._file.read(size)
 
 
 def _opaque(fd: int) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,19 +32,22 @@ def checkpoint_container(
 ) -> cri.CheckpointContainerResponse:
     """Write a checkpoint of a running container to request.location, a path on the node.
 
-    The container is frozen while its memory and its files are saved. FailedPrecondition, naming what is missing, where
+    The container is frozen while its memory and its files are saved; a stop that comes meanwhile ends the checkpoint,
+    which therefore does not hold the container's operation. FailedPrecondition, naming what is missing, where
     CRIU, the runtime or the kernel cannot do it, and for a container that is not running.
     """
     location = _location(request)
     container, link = running(node, request.container_id)
     handler = container.pod.record.handler
     criu.require(node.runtimes.resolve(handler), enabled=node.config.runtime.enable_criu)
-    deadline = _Deadline(request, context)
+    deadline = _Deadline(request, context, lambda: node.checkpoints.check(container.id))
     if not container.record.upper_dir:
         raise FailedPrecondition(f"container {container.id} has no writable layer of its own that could be saved")
     work = node.container_directory(container.id) / "checkpoint"
     with node.checkpoints.of(container.id), _directory(work), metrics.stage("container_checkpoint"):
+        _not_stopping(container)
         with node.checkpoints.frozen(container.id), _frozen(node, link, container):
+            deadline.check()
             _dump(link, container, work, deadline)
             _save_rootfs(node, container, work, deadline)
         _describe(node, container, work)
@@ -69,9 +72,13 @@ def thaw(node: Node, container_id: str, link: Link) -> None:
 class _Deadline:
     """The time that is left of a request: the caller's limits, or our default."""
 
-    def __init__(self, request: cri.CheckpointContainerRequest, context: grpc.ServicerContext) -> None:
+    def __init__(
+        self, request: cri.CheckpointContainerRequest, context: grpc.ServicerContext, look: Callable[[], object]
+    ) -> None:
+        """Take the request, its context, and what raises where the checkpoint is to end for another reason."""
         self._limit = float(request.timeout) or DEFAULT_TIMEOUT
         self._context = context
+        self._look = look
         if (left := context.time_remaining()) is not None:
             self._limit = min(self._limit, left)
         self._end = time.monotonic() + self._limit
@@ -87,6 +94,14 @@ class _Deadline:
             raise DeadlineExceeded(f"the checkpoint was not made within {self._limit:g} s")
         if not self._context.is_active():
             raise Cancelled("the caller of CheckpointContainer has gone")
+        self._look()
+
+
+def _not_stopping(container: Container) -> None:
+    """FailedPrecondition where a stop was there first; one that comes from now on ends the checkpoint."""
+    with container.condition:
+        if container.stoppers:
+            raise FailedPrecondition(f"container {container.id} is being stopped")
 
 
 def _location(request: cri.CheckpointContainerRequest) -> Path:
@@ -123,19 +138,24 @@ def _directory(place: Path) -> Iterator[None]:
 @contextmanager
 def _frozen(node: Node, link: Link, container: Container) -> Iterator[None]:
     """Freeze a container for the block, so that its files are those of its memory."""
+    paused = False
     try:
         link.pause(container.id)
+        paused = True
         between.frozen(node, container, "pause")
         yield
     finally:
         try:
             link.resume(container.id)
-            between.frozen(node, container, "resume")
         except (NotFound, FailedPrecondition) as error:
-            logger.info("container %s is not thawed: %s", container.id, error)  # it has ended, or never froze
+            # It has ended, or never froze, or a stop has thawed it already.
+            logger.info("container %s is not thawed: %s", container.id, error)
         except BulkheadError as error:
             logger.error("container %s could not be thawed, which is tried again: %s", container.id, error)
             node.settle(node, container.pod)
+            paused = False
+        if paused and container.state == cri.CONTAINER_RUNNING:
+            between.frozen(node, container, "resume")
 
 
 def _dump(link: Link, container: Container, work: Path, deadline: _Deadline) -> None:
@@ -146,6 +166,7 @@ def _dump(link: Link, container: Container, work: Path, deadline: _Deadline) -> 
     except DeadlineExceeded:
         raise
     except BulkheadError as error:
+        deadline.check()  # a stop has ended it
         reason = criu.trouble() if link.ours else ""
         found = f"CRIU does not work on this machine: {reason}" if reason else str(error)
         raise FailedPrecondition(f"container {container.id} cannot be checkpointed: {found}") from error

@@ -32,6 +32,7 @@ def remove(node: Node, container: Container, context: grpc.ServicerContext | Non
         if container.record.phase is Phase.REMOVING:
             return
         stop(node, container, 0.0, context)
+        node.checkpoints.end(container.id)  # it reads what is taken away now
         with node.nri.teardown():
             node.nri.removed(container)
             container.update(phase=Phase.REMOVING)

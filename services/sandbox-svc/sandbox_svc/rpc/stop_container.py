@@ -18,6 +18,8 @@ from sandbox_svc.task.link import Link
 KILL_TIMEOUT = 60.0
 #: Seconds between two looks at whether the caller is still there.
 _LOOK = 1.0
+#: Seconds for a shim to thaw a container.
+_THAW_TIMEOUT = 5.0
 
 
 def stop_container(
@@ -54,6 +56,7 @@ def stop(node: Node, container: Container, grace: float, context: grpc.ServicerC
             container.kill_at = due
         container.condition.notify_all()
     try:
+        node.checkpoints.give_way(container.id, lambda: _link(container).resume(container.id, _THAW_TIMEOUT))
         if first and grace > 0:
             ask(container, stop_signal(container.record))
         _await_grace(container, context)

@@ -2,11 +2,13 @@
 
 import os
 import shutil
+from contextlib import suppress
 
-from bulkhead.errors import InvalidArgument
+from bulkhead.errors import BulkheadError, InvalidArgument
 from bulkhead.proto.containerd.runc_options_pb2 import CheckpointOptions
 from bulkhead.proto.containerd.task_pb2 import CheckpointTaskRequest
-from sandbox_svc.shim.processes import Container
+from bulkhead.proto.containerd.task_types_pb2 import RUNNING
+from sandbox_svc.shim.processes import Container, nothing
 from sandbox_svc.shim.runtime import RuntimeFailed
 
 #: Option -> flag of the runtimes' `checkpoint` command.
@@ -23,6 +25,7 @@ _REASONS, _LENGTH, _TAIL = 3, 300, 1 << 16
 async def write(container: Container, request: CheckpointTaskRequest, deadline: float) -> None:
     """Write a running container's processes to request.path; RuntimeFailed carries what CRIU's log calls an error.
 
+    Resume and SIGKILL end it (`container.end_dump`): it may take minutes, and a stop must reach the container.
     The options are containerd.runc.v1.CheckpointOptions; without `exit` the container runs on, or stays paused.
     """
     options = _read(request)
@@ -40,14 +43,30 @@ async def write(container: Container, request: CheckpointTaskRequest, deadline: 
         for namespace in options.empty_namespaces:
             arguments += ["--empty-ns", namespace]
         try:
-            await container.runtime.call([*arguments, container.id], container.bundle, deadline)
-        except RuntimeFailed as error:
+            await container.runtime.call(
+                [*arguments, container.id],
+                container.bundle,
+                deadline,
+                begun=lambda end: setattr(container, "end_dump", end),
+            )
+        except BulkheadError as error:
+            await _thaw(container)
+            if not isinstance(error, RuntimeFailed):
+                raise
             if reasons := _errors(f"{work}/dump.log"):
                 raise RuntimeFailed(f"{error}; CRIU: {'; '.join(reasons)}") from error
             raise
         finally:
+            container.end_dump = nothing
             if not options.work_path:
                 shutil.rmtree(work, ignore_errors=True)
+
+
+async def _thaw(container: Container) -> None:
+    """Thaw what CRIU had frozen by itself when it was killed; who paused the container before resumes it, too."""
+    if container.init.status == RUNNING:
+        with suppress(BulkheadError):  # it is not frozen
+            await container.runtime.call(["resume", container.id], container.bundle, 0)
 
 
 def _read(request: CheckpointTaskRequest) -> CheckpointOptions:

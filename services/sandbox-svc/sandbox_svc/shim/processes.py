@@ -24,6 +24,8 @@ from sandbox_svc.shim.reaper import Exit
 from sandbox_svc.shim.streamset import IoSpec, Streams
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bulkhead.proto.containerd.task_types_pb2 import Status
     from sandbox_svc.shim.runtime import Runtime
 
@@ -93,6 +95,7 @@ class Container:
     __slots__ = (
         "bundle",
         "cgroup",
+        "end_dump",
         "execs",
         "id",
         "init",
@@ -116,6 +119,8 @@ class Container:
         self.private_pids = True
         #: Runtime calls that change the container go one at a time.
         self.turn = Turn()
+        #: Kills the runtime while it checkpoints the container, and does nothing otherwise.
+        self.end_dump: Callable[[], None] = nothing
 
     @property
     def rootfs(self) -> str:
@@ -130,6 +135,10 @@ class Container:
         if process is None:
             raise NotFound(f"container {self.id!r} has no exec {exec_id!r}")
         return process
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 def has_private_pids(pid: int, *, proc: str = "/proc") -> bool:

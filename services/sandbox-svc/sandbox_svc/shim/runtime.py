@@ -5,8 +5,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from bulkhead.errors import BulkheadError, DeadlineExceeded, NotFound
 from bulkhead.proto.containerd.runc_options_pb2 import Options
@@ -87,9 +88,18 @@ class Runtime:
             raise error
 
     async def call(
-        self, arguments: Sequence[str], bundle: str, deadline: float, stdio: Sequence[int] | None = None
+        self,
+        arguments: Sequence[str],
+        bundle: str,
+        deadline: float,
+        stdio: Sequence[int] | None = None,
+        *,
+        begun: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
-        """Run `<runtime> <arguments>`; RuntimeFailed carries what it logged, DeadlineExceeded means it was killed."""
+        """Run `<runtime> <arguments>`; RuntimeFailed carries what it logged, DeadlineExceeded means it was killed.
+
+        `begun` is given what kills it and all it started, at any time.
+        """
         log = f"{bundle}/runtime-{next(_numbers)}.log"
         line = [self.binary, "--root", self.root, "--log", log, "--log-format", "json"]
         if self.options.systemd_cgroup:
@@ -98,18 +108,23 @@ class Runtime:
         given = (stdio[0], stdio[1], stdio[2]) if stdio is not None else (null, null, null)
         pid, ended = self._spawn([*line, *arguments], given)
         what = f"{os.path.basename(self.binary)} {arguments[0]}"
+        if begun is not None:
+            begun(partial(self._kill, pid))
         try:
             end = await self._loop.within(ended, deadline or DEADLINE, what)
             if end.status:
                 raise RuntimeFailed(f"OCI runtime {arguments[0]} failed: {complaint(log, end.status)}")
         except DeadlineExceeded:
-            if self._reaper.alive(pid):
-                os.killpg(pid, signal.SIGKILL)
+            self._kill(pid)
             with suppress(DeadlineExceeded):  # a process that hangs in the kernel outlives even that
                 await self._loop.within(ended, KILL_WAIT, what)
             raise
         finally:
             notes.remove(log)
+
+    def _kill(self, pid: int) -> None:
+        if self._reaper.alive(pid):
+            os.killpg(pid, signal.SIGKILL)
 
     def _spawn(self, line: Sequence[str], stdio: tuple[int, int, int]) -> tuple[int, Future[Exit]]:
         if not self._cured:

@@ -1,6 +1,7 @@
 """containerd's task service, versions 2 and 3: requests turned into what Lifecycle does."""
 
 import os
+import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -110,8 +111,10 @@ class TaskService:
         return Empty()
 
     async def resume(self, request: pb.ResumeRequest, _: float) -> Message:
-        """Thaw a container."""
-        await self._lifecycle.freeze(self._lifecycle.find(request.id), "resume")
+        """Thaw a container; a checkpoint that is being made of it is given up for that."""
+        container = self._lifecycle.find(request.id)
+        container.end_dump()
+        await self._lifecycle.freeze(container, "resume")
         return Empty()
 
     async def checkpoint(self, request: pb.CheckpointTaskRequest, limit: float) -> Message:
@@ -120,9 +123,11 @@ class TaskService:
         return Empty()
 
     async def kill(self, request: pb.KillRequest, _: float) -> Message:
-        """Signal a process, or all of the container's."""
+        """Signal a process, or all of the container's; SIGKILL of its init ends a checkpoint that is being made."""
         container = self._lifecycle.find(request.id)
         process = container.process(request.exec_id)
+        if request.signal == signal.SIGKILL and process is container.init:
+            container.end_dump()
         self._lifecycle.kill(container, process, request.signal, everybody=request.all)
         return Empty()
 

@@ -159,9 +159,9 @@ class Link:
         """Freeze a container's processes."""
         self._call("Pause", task_pb2.PauseRequest(id=ident), Empty, CREATE_TIMEOUT)
 
-    def resume(self, ident: str) -> None:
-        """Thaw a container's processes."""
-        self._call("Resume", task_pb2.ResumeRequest(id=ident), Empty, CREATE_TIMEOUT)
+    def resume(self, ident: str, timeout: float = CREATE_TIMEOUT) -> None:
+        """Thaw a container's processes; our own shim gives up a checkpoint that is being made of it."""
+        self._call("Resume", task_pb2.ResumeRequest(id=ident), Empty, timeout)
 
     def checkpoint(self, ident: str, images: str, work: str, timeout: float) -> None:
         """Have CRIU write a container's processes to a directory, and its log to another; they live on."""
