@@ -90,7 +90,8 @@ SPOILED = {
     "mac": (lambda maker: maker.push(maker.sealed(mac=b"m" * 32)), "MAC"),
     "private-digest": (lambda maker: maker.push(maker.sealed(digest=digest(b"another"))), "its key was made for"),
     "diff-id": (lambda maker: maker.push(maker.sealed(), digest(b"another")), "the image says"),
-    "no-tar": (lambda maker: maker.push(seal(b"no tar", maker.public, GZIP)), "layer"),
+    # Large enough that everybody between registry and helper has more to write when the helper has seen enough.
+    "no-tar": (lambda maker: maker.push(seal(os.urandom(9_000_000), maker.public, GZIP)), "tar"),
 }
 
 
@@ -115,6 +116,16 @@ def test_what_was_not_encrypted_like_that_is_refused(hand: Hand, registry: str, 
     assert reason in str(refused.value.details())
     eventually(lambda: state(hand) == before)
     hand.run("--rm", name, "spoiled", status=125)
+
+
+def test_a_layer_that_may_not_be_distributed(hand: Hand, registry: str, place: Path) -> None:
+    """An encrypted non-distributable layer is in the registry and is pulled, unless it names other servers."""
+    maker = Maker(registry, place, "nondistributable")
+    top = seal(maker.blob, maker.public, "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")
+    assert hand.run("--rm", hand.pull(maker.push(top)), "nondistributable").stdout == b"nondistributable"
+    top.entry["urls"] = ["https://elsewhere.example/layer"]
+    with pytest.raises(grpc.RpcError, match="foreign layers"):
+        hand.pull(maker.push(top))
 
 
 def big(registry: str, place: Path, name: str, size: int) -> tuple[str, Sealed]:
