@@ -7,8 +7,7 @@ from typing import Any
 from bulkhead.config.model import Runtime, RuntimeHandler
 from bulkhead.errors import FailedPrecondition, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc.oci.cdi_spec import Edits
-from sandbox_svc.oci.model import ContainerInput, Device, HostFacts, RuntimeFacts, SandboxFiles, SandboxInput
+from sandbox_svc.oci.model import ContainerInput, Device, Edits, HostFacts, RuntimeFacts, SandboxFiles, SandboxInput
 
 FILES = SandboxFiles("/pod/hostname", "/pod/hosts", "/pod/resolv.conf", "/pod/shm")
 

@@ -1,6 +1,7 @@
 """What may import what: services talk over sockets, never by import."""
 
 import ast
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -79,6 +80,57 @@ def test_dear_libraries_stay_where_they_are_earned(library: str) -> None:
     ]
 
     assert strangers == []
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """No module is needed by what it needs itself, at whatever remove.
+
+    Every import counts, also one inside a function and one for type checkers alone: either way two modules that name
+    each other are understood, and changed, only together.
+    """
+    modules = {_name(path): path for package in (*PACKAGES, "bulkhead") for path in sources(package)}
+    assert len(modules) > 300
+
+    circles = _circles({name: _needs(path, modules) for name, path in modules.items()})
+
+    assert circles == []
+
+
+def test_a_circle_is_found() -> None:
+    """What looks for circles finds one of three modules, and none where two of them merely share a third."""
+    assert _circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert _circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def _name(path: Path) -> str:
+    """Return a module's full name from its place below services/<service> or shared."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[2 if parts[0] == "services" else 1 :]).removesuffix(".__init__")
+
+
+def _needs(path: Path, modules: Collection[str]) -> set[str]:
+    """Return the modules of ours that a file imports; a name that it takes from a package may be one, too."""
+    found = set(imports(path))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names
+            if names <= set(modules):
+                found.discard(node.module or "")
+    return (found & set(modules)) - {_name(path)}
+
+
+def _circles(needs: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Return the groups of modules that reach each other."""
+    reached: dict[str, set[str]] = {}
+    for name in needs:
+        reached[name], waiting = set(), list(needs[name])
+        while waiting:
+            if (other := waiting.pop()) not in reached[name]:
+                reached[name].add(other)
+                waiting += needs[other]
+    groups = {tuple(sorted(o for o in found if name in reached[o])) for name, found in reached.items() if name in found}
+    return [list(group) for group in sorted(groups)]
 
 
 def test_modules_stay_readable() -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from prometheus_client import Gauge
 
+from decryptor.complaints import NEEDS_PASSWORD
 from decryptor.files import KeyFile
-from decryptor.recognise import CERTIFICATE, JWK, NEEDS_PASSWORD, PRIVATE_KEY, Key, recognise
+from decryptor.recognise import CERTIFICATE, JWK, PRIVATE_KEY, Key, recognise
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from bulkhead.errors import BulkheadError
+from decryptor.complaints import NEEDS_PASSWORD, WRONG_PASSWORD
 
 PRIVATE_KEY, CERTIFICATE, JWK, PGP, PKCS11 = "private-key", "certificate", "jwk", "pgp", "pkcs11"
 
@@ -35,9 +36,6 @@ _PEM_MARK = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]{1,64})-----")
 _PKCS11 = re.compile(rb"^pkcs11:[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 _PKCS11_URI = re.compile(rb"^[ \t]+uri:", re.MULTILINE)
 _CURVES: dict[str, type[ec.EllipticCurve]] = {"P-256": ec.SECP256R1, "P-384": ec.SECP384R1, "P-521": ec.SECP521R1}
-
-NEEDS_PASSWORD = "needs a password, and there is none"  # noqa: S105 # an error text
-WRONG_PASSWORD = "a private key that its password does not open"  # noqa: S105 # likewise
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from bulkhead.errors import NotFound
 from sandbox_svc.oci import cdi_spec
-from sandbox_svc.oci.cdi_spec import Edits, Spec
+from sandbox_svc.oci.cdi_spec import Spec
 from sandbox_svc.oci.host import device_node
-from sandbox_svc.oci.model import Device
+from sandbox_svc.oci.model import Device, Edits
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decryptor import recognise
+from decryptor import complaints, recognise
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_key_with_password_says_so(formats: dict[str, bytes], name: str) -> No
     """A password-protected key counts as a key that cannot be used, and names the reason."""
     key = recognise.recognise(formats[name])
 
-    assert (key.kind, key.error, key.private) == ("private-key", recognise.NEEDS_PASSWORD, None)
+    assert (key.kind, key.error, key.private) == ("private-key", complaints.NEEDS_PASSWORD, None)
 
 
 @pytest.mark.parametrize("name", ["encrypted-pkcs8.pem", "encrypted-pkcs8.der", "encrypted-legacy.pem"])
@@ -91,7 +91,7 @@ def test_a_password_opens_its_key(formats: dict[str, bytes], rsa_key: rsa.RSAPri
     wrong = recognise.recognise(formats[name], b"guess")
 
     assert (right.error, right.fingerprint) == ("", recognise.fingerprint(rsa_key.public_key()))
-    assert (wrong.error, wrong.private) == (recognise.WRONG_PASSWORD, None)
+    assert (wrong.error, wrong.private) == (complaints.WRONG_PASSWORD, None)
 
 
 @pytest.mark.parametrize("name", ["pkcs8.pem", "pkcs8.der", "ec.jwk", "ring.gpg"])

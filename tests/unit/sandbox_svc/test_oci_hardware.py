@@ -8,8 +8,7 @@ from bulkhead.config.model import Runtime
 from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.oci import cdi
-from sandbox_svc.oci.cdi_spec import DeviceNode, Edits
-from sandbox_svc.oci.model import ContainerInput, Device, Json, RuntimeFacts
+from sandbox_svc.oci.model import ContainerInput, Device, DeviceNode, Edits, Json, RuntimeFacts
 from sandbox_svc.oci.spec import container_spec
 from support.specs import TableHardware, container_input, host_facts
 

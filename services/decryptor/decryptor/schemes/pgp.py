@@ -10,7 +10,7 @@ import pysequoia
 from pysequoia.packet import PacketPile, Tag
 
 from bulkhead.errors import InvalidArgument
-from decryptor.recognise import NEEDS_PASSWORD, WRONG_PASSWORD
+from decryptor.complaints import NEEDS_PASSWORD, WRONG_PASSWORD
 
 #: Keys looked at in one ring.
 KEYS_LIMIT = 64

@@ -11,8 +11,7 @@ from dataclasses import replace
 from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc.oci import cdi_spec
-from sandbox_svc.oci.cdi_spec import DeviceNode, Edits
-from sandbox_svc.oci.model import Hardware, Json
+from sandbox_svc.oci.model import DeviceNode, Edits, Hardware, Json
 
 ANNOTATION_PREFIX = "cdi.k8s.io/"
 

@@ -7,7 +7,7 @@ are looser than the document here and there: what the library takes is taken.
 import re
 from dataclasses import dataclass, field
 
-from sandbox_svc.oci.model import Json
+from sandbox_svc.oci.model import DeviceNode, Edits, Json
 from sandbox_svc.yaml_reader import Item, parse
 
 #: A vendor's or a class's name, and a device's (SPEC.md, "Kind" and "Container Device Interface Devices").
@@ -24,50 +24,6 @@ NO_PERMISSIONS = "none"
 _TYPES = ("", "b", "c", "u", "p")
 
 _UINT32, _INT64 = (1 << 32) - 1, (1 << 63) - 1
-
-
-@dataclass(frozen=True)
-class DeviceNode:
-    """A device node; what is None is taken from the node of the host."""
-
-    path: str
-    host_path: str = ""
-    type: str = ""
-    major: int = 0
-    minor: int = 0
-    mode: int | None = None
-    permissions: str = ""
-    uid: int | None = None
-    gid: int | None = None
-
-
-@dataclass(frozen=True)
-class Edits:
-    """Changes to an OCI spec."""
-
-    env: tuple[str, ...] = ()
-    device_nodes: tuple[DeviceNode, ...] = ()
-    #: (interface of the host, its name in the container).
-    net_devices: tuple[tuple[str, str], ...] = ()
-    #: (member of `hooks`, OCI hook).
-    hooks: tuple[tuple[str, Json], ...] = ()
-    #: OCI mounts.
-    mounts: tuple[Json, ...] = ()
-    #: linux.intelRdt, None where nothing is said.
-    rdt: Json | None = None
-    groups: tuple[int, ...] = ()
-
-    def __add__(self, other: "Edits") -> "Edits":
-        """Return these edits followed by others, whose intelRdt replaces ours."""
-        return Edits(
-            env=self.env + other.env,
-            device_nodes=self.device_nodes + other.device_nodes,
-            net_devices=self.net_devices + other.net_devices,
-            hooks=self.hooks + other.hooks,
-            mounts=self.mounts + other.mounts,
-            rdt=self.rdt if other.rdt is None else other.rdt,
-            groups=self.groups + other.groups,
-        )
 
 
 @dataclass(frozen=True)

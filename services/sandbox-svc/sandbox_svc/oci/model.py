@@ -6,13 +6,10 @@ mount) goes through `Host`, which `sandbox_svc.oci.host.LinuxHost` answers from 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from bulkhead.config.model import Runtime, RuntimeHandler
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-
-if TYPE_CHECKING:
-    from sandbox_svc.oci.cdi_spec import Edits
 
 #: A JSON object: an OCI runtime spec, an image config, a seccomp profile.
 Json = dict[str, Any]
@@ -31,6 +28,50 @@ class Device:
     mode: int
     uid: int = 0
     gid: int = 0
+
+
+@dataclass(frozen=True)
+class DeviceNode:
+    """A device node that CDI puts into a container; what is None is taken from the node of the host."""
+
+    path: str
+    host_path: str = ""
+    type: str = ""
+    major: int = 0
+    minor: int = 0
+    mode: int | None = None
+    permissions: str = ""
+    uid: int | None = None
+    gid: int | None = None
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Changes to an OCI spec, as CDI devices need them."""
+
+    env: tuple[str, ...] = ()
+    device_nodes: tuple[DeviceNode, ...] = ()
+    #: (interface of the host, its name in the container).
+    net_devices: tuple[tuple[str, str], ...] = ()
+    #: (member of `hooks`, OCI hook).
+    hooks: tuple[tuple[str, Json], ...] = ()
+    #: OCI mounts.
+    mounts: tuple[Json, ...] = ()
+    #: linux.intelRdt, None where nothing is said.
+    rdt: Json | None = None
+    groups: tuple[int, ...] = ()
+
+    def __add__(self, other: "Edits") -> "Edits":
+        """Return these edits followed by others, whose intelRdt replaces ours."""
+        return Edits(
+            env=self.env + other.env,
+            device_nodes=self.device_nodes + other.device_nodes,
+            net_devices=self.net_devices + other.net_devices,
+            hooks=self.hooks + other.hooks,
+            mounts=self.mounts + other.mounts,
+            rdt=self.rdt if other.rdt is None else other.rdt,
+            groups=self.groups + other.groups,
+        )
 
 
 class Host(Protocol):
@@ -81,7 +122,7 @@ class Hardware(Protocol):
     def check_rdt_class(self, name: str, *, from_pod: bool) -> None:
         """Raise FailedPrecondition for an RDT class that is not there, or that pods may not ask for."""
 
-    def edits(self, names: Sequence[str]) -> "Edits":
+    def edits(self, names: Sequence[str]) -> Edits:
         """Return all edits that CDI devices of these full names need; NotFound for one that is not defined."""
 
     def node(self, path: str) -> Device:

@@ -1,22 +1,16 @@
 """Attaching to a container's streams: any number of clients, of which none can hold the container up."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from bulkhead.errors import BulkheadError, FailedPrecondition, ResourceExhausted
 from bulkhead.proto.shim_pb2 import AttachTicket
+from sandbox_svc.shim.host import Client
 from sandbox_svc.shim.pipes import Outlet, SharedInput, Sink, Source, Tap, pipe
 from sandbox_svc.shim.streamset import Streams
-
-if TYPE_CHECKING:
-    from sandbox_svc.shim.streams import Session
 
 #: Seconds after the exit that streams held open by a left-over process are still shown, and clients may lag.
 AFTERGLOW = 2.0
 
 
-async def attach(session: Session, ticket: AttachTicket) -> None:
+async def attach(session: Client, ticket: AttachTicket) -> None:
     """Give the client pipes to the container's streams and tell it the container's exit."""
     process = session.host.find(ticket.container_id).init
     if process.end is not None or process.io is None:
@@ -42,7 +36,7 @@ async def attach(session: Session, ticket: AttachTicket) -> None:
     session.send({"exit": {"code": end.status, "message": ""}})
 
 
-def _input(session: Session, io: Streams, outlet: Outlet, *, terminal: bool) -> int:
+def _input(session: Client, io: Streams, outlet: Outlet, *, terminal: bool) -> int:
     reader, writer = pipe()
     sink: Sink = SharedInput(outlet, once=io.stdin_once and not terminal)
     source = Source(session.loop, reader, [sink], feeds_one=True)
@@ -50,7 +44,7 @@ def _input(session: Session, io: Streams, outlet: Outlet, *, terminal: bool) -> 
     return writer
 
 
-def _output(session: Session, io: Streams, stream: str) -> tuple[Tap, int]:
+def _output(session: Client, io: Streams, stream: str) -> tuple[Tap, int]:
     reader, writer = pipe()
     cut = ResourceExhausted("the client reads too slowly and was cut off")
     tap = Tap(session.loop, writer, lambda: session.fail(cut))
@@ -59,7 +53,7 @@ def _output(session: Session, io: Streams, stream: str) -> tuple[Tap, int]:
     return tap, reader
 
 
-async def _show_out(session: Session, taps: list[Tap]) -> None:
+async def _show_out(session: Client, taps: list[Tap]) -> None:
     for tap in taps:
         try:
             await session.loop.within(tap.closed, AFTERGLOW, "the last output")

@@ -1,8 +1,9 @@
-"""What streams and ExecSync need of whoever has the containers: this shim, or a foreign one beside its keeper."""
+"""What streams and ExecSync need of a session, and of whoever has the containers: this shim, or a keeper's foreign one."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+from bulkhead.errors import BulkheadError
 from sandbox_svc.shim.loop import Loop
 from sandbox_svc.shim.processes import Process
 from sandbox_svc.shim.streamset import IoSpec, Streams
@@ -37,3 +38,34 @@ class Host(Protocol):
 
     def kill_group(self, process: Process) -> bool:
         """Kill a process and what it started, as far as that is in reach; whether it was alive."""
+
+
+class Client(Protocol):
+    """A session, as what runs in it sees it."""
+
+    #: The terminal's last known size: width and height in characters.
+    size: tuple[int, int] | None
+
+    @property
+    def loop(self) -> Loop:
+        """The shim's loop."""
+
+    @property
+    def host(self) -> Host:
+        """Who has the containers."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client has hung up or was hung up on."""
+
+    def on_close(self, callback: Callable[[], object]) -> None:
+        """Call when the session ends."""
+
+    def on_resize(self, callback: Callable[[int, int], object]) -> None:
+        """Call with every size from now on, the last one known included."""
+
+    def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """Send a message; the descriptors are closed here in any case."""
+
+    def fail(self, error: BulkheadError) -> None:
+        """Say why it ends, and end."""

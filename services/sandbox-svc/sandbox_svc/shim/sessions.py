@@ -1,23 +1,18 @@
 """What an exec session does once it begins."""
 
-from __future__ import annotations
-
 import itertools
 import os
-from typing import TYPE_CHECKING
 
 from bulkhead.proto.shim_pb2 import ExecTicket
+from sandbox_svc.shim.host import Client
 from sandbox_svc.shim.loop import Future
 from sandbox_svc.shim.processes import Process
 from sandbox_svc.shim.streamset import IoSpec
 
-if TYPE_CHECKING:
-    from sandbox_svc.shim.streams import Session
-
 _numbers = itertools.count()
 
 
-async def exec_process(session: Session, ticket: ExecTicket) -> None:
+async def exec_process(session: Client, ticket: ExecTicket) -> None:
     """Run the ticket's process with pipes, or a terminal, whose other ends go to the client; then tell its exit."""
     host = session.host
     container = host.find(ticket.container_id)

@@ -12,7 +12,7 @@ from rich.progress import (
 )
 
 from bulkhead.cli.images import text
-from bulkhead.cli.images.progress import STAGES, STATES, amounts
+from bulkhead.cli.images.stages import STAGES, STATES, amounts
 from bulkhead.proto import images_pb2 as pb
 
 _AT_REST = frozenset({pb.Part.DONE, pb.Part.PRESENT, pb.Part.FAILED})

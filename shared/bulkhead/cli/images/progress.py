@@ -3,33 +3,17 @@
 import json
 import sys
 import time
-from collections.abc import Iterable
 from typing import Any, Protocol, TextIO
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from bulkhead.cli.images import text
+from bulkhead.cli.images.stages import STATES, amounts
 from bulkhead.proto import images_pb2 as pb
 
 #: Seconds between plain lines while bytes move.
 PERIOD = 5.0
-
-STATES = {
-    pb.Part.WAITING: "waiting",
-    pb.Part.MOVING: "moving",
-    pb.Part.UNPACKING: "unpacking",
-    pb.Part.DONE: "done",
-    pb.Part.PRESENT: "exists",
-    pb.Part.FAILED: "failed",
-}
-STAGES = {
-    pb.Transfer.RESOLVING: "resolving",
-    pb.Transfer.MOVING: "moving",
-    pb.Transfer.COMMITTING: "committing",
-    pb.Transfer.DONE: "done",
-    pb.Transfer.FAILED: "failed",
-}
 
 
 class Display(Protocol):
@@ -146,12 +130,6 @@ def _numbers(message: Message, made: dict[str, Any]) -> dict[str, Any]:
             for one, shown in zip(inner, value, strict=True) if isinstance(value, list) else ((inner, value),):
                 _numbers(one, shown)
     return made
-
-
-def amounts(transfers: Iterable[pb.Transfer]) -> tuple[int, int]:
-    """Return the bytes that are there and those expected, of all parts."""
-    parts = [part for transfer in transfers for part in transfer.parts]
-    return sum(part.done for part in parts), sum(part.size for part in parts)
 
 
 def open_display(verb: str, *, quiet: bool, events: bool, plain: bool = False) -> Display:
