@@ -2,8 +2,8 @@
 
     bench/encrypted.py [--rounds 5] [--compression gzip] [--cache warm] [--scheme jwe]
 
-As root. The image is that of pulls.py; skopeo encrypts it for one RSA key of 2048 bits, which is the node's. Printed are
-medians: of the seconds until PullImage has answered, and of the processor seconds of the whole stack.
+As root. The image is that of pulls.py; skopeo encrypts it for one RSA key of 2048 bits, which is the node's. Printed
+are medians: of the seconds until PullImage has answered, and of the processor seconds of the whole stack.
 """
 
 import argparse
@@ -12,12 +12,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pulls import CLONE_NEWNET, LIBC, Side, layered, table  # this directory is the script's own
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests"))
 
-from support import images
-from support.encrypted import make_keys, run
-from support.registry import registry
-from support.stack import Stack
+# Beside this script, which mypy does not know to be a place to look in.
+from pulls import CLONE_NEWNET, LIBC, Side, layered, table  # type: ignore[import-not-found] # noqa: E402
+
+from support import images  # noqa: E402
+from support.encrypted import make_keys, run  # noqa: E402
+from support.registry import registry  # noqa: E402
+from support.stack import Stack  # noqa: E402
 
 
 def node(address: str, directory: Path, keys: Path) -> Stack:

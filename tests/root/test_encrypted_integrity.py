@@ -200,7 +200,8 @@ def test_keys_are_in_the_decryptors_memory_alone(hand: Hand, registry: str, plac
         pulling.result(60)
     hand.take_away()
     command = [BIN / "bulkhead", "run", "--config", hand.stack.config, "--rm", "--key", place / "mykey.pem", there]
-    running = subprocess.Popen([*command, "memory", "sh", "-c", "echo up; sleep 1000"], stdout=subprocess.PIPE)
+    words = [str(word) for word in (*command, "memory", "sh", "-c", "echo up; sleep 1000")]
+    running = subprocess.Popen(words, stdout=subprocess.PIPE)
     try:
         assert running.stdout is not None
         assert running.stdout.readline() == b"up\n"

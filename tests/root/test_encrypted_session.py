@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,8 +52,11 @@ def encrypted(hand: Hand, keys: Path, registry: str) -> str:
     return pushed
 
 
-def raw(name: str) -> dict[str, object]:
-    return json.loads(run("skopeo", "inspect", "--tls-verify=false", "--raw", f"docker://{name}").stdout)
+def raw(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        run("skopeo", "inspect", "--tls-verify=false", "--raw", f"docker://{name}").stdout
+    )
+    return found
 
 
 def test_the_session(hand: Hand, encrypted: str, keys: Path) -> None:
@@ -126,7 +130,8 @@ def test_an_interruption_stops_and_removes(hand: Hand, registry: str, number: in
     logs = hand.stack.directory / "root" / "io.bulkhead" / "run"
     before = sorted(logs.iterdir()) if logs.exists() else []
     command = [BIN / "bulkhead", "run", "--config", hand.stack.config, "--rm", "--stop-timeout", "1", name, "long"]
-    process = subprocess.Popen([*command, "sh", "-c", "echo up; exec sleep 1000"], stdout=subprocess.PIPE)
+    words = [str(word) for word in (*command, "sh", "-c", "echo up; exec sleep 1000")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
     process.send_signal(number)
@@ -142,7 +147,8 @@ def test_a_terminal(hand: Hand, registry: str) -> None:
     hand.images("pull", name)
     master, slave = pty.openpty()
     command = [BIN / "bulkhead", "run", "--config", hand.stack.config, "--rm", "--tty", name, "shell", "sh"]
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    words = [str(word) for word in command]
+    process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
     os.set_blocking(master, False)
     seen = b""
@@ -154,7 +160,12 @@ def test_a_terminal(hand: Hand, registry: str) -> None:
         return seen
 
     # The prompt may have been written before anybody listened: enter brings another.
-    eventually(lambda: (os.write(master, b"\n"), time.sleep(0.3), b"/ # " in read())[-1], 40)
+    def prompted() -> bool:
+        os.write(master, b"\n")
+        time.sleep(0.3)
+        return b"/ # " in read()
+
+    eventually(prompted, 40)
     os.write(master, b"tty && exit $((40+2))\n")
     eventually(lambda: b"/dev/pts/0" in read(), 20)
     until = time.monotonic() + 30

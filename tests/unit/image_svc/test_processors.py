@@ -80,7 +80,12 @@ class Run:
 
     def __call__(self, data: bytes = b"") -> bytes:
         source, feed = os.pipe()
-        threading.Thread(target=lambda: (os.write(feed, data), os.close(feed))).start()
+
+        def write() -> None:
+            os.write(feed, data)
+            os.close(feed)
+
+        threading.Thread(target=write).start()
         try:
             with process(*self.of, source, payload=self.payload) as made:
                 with os.fdopen(made.take(), "rb") as reader:
