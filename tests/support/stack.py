@@ -20,6 +20,8 @@ from support.ports import free_port
 
 SERVICES = ("cri-frontend", "image-svc", "sandbox-svc", "stream-svc", "decryptor")
 BIN = Path(sys.executable).parent
+#: Seconds for a stack to be ready; an emulated machine on a busy host takes more than this one.
+PATIENCE = float(os.environ.get("BULKHEAD_TEST_PATIENCE", "60"))
 
 _CONFIG = """version = 3
 root = "{directory}/root"
@@ -138,7 +140,7 @@ class Stack:
         self.start()
         return self
 
-    def start(self, timeout: float = 60) -> None:
+    def start(self, timeout: float = PATIENCE) -> None:
         """Start the stack and wait until the runtime and the network are ready."""
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -150,7 +152,7 @@ class Stack:
             )
         self.wait_ready(timeout)
 
-    def wait_ready(self, timeout: float = 60) -> None:
+    def wait_ready(self, timeout: float = PATIENCE) -> None:
         """Wait until Status says RuntimeReady and NetworkReady."""
         deadline, state = time.monotonic() + timeout, "no answer"
         while time.monotonic() < deadline:

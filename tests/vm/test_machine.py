@@ -46,7 +46,7 @@ def machine() -> Iterator[Machine]:
 def test_inside(machine: Machine, before: str, path: str) -> None:
     """Everything selected passes in the machine, where nothing is skipped."""
     assert machine.check("stat -f -c %T /sys/fs/cgroup; cat /proc/1/comm").split() == ["cgroup2fs", "systemd"]
-    pytest_inside = "/usr/lib/bulkhead/bin/pytest -q --tb=short -rPs -p no:cacheprovider"
+    pytest_inside = "BULKHEAD_TEST_PATIENCE=240 /usr/lib/bulkhead/bin/pytest -q --tb=short -rPs -p no:cacheprovider"
     done = machine.run(f"cd /payload/source && {before} && {pytest_inside} {path} 2>&1", TIMEOUT)
     print(done.output)
     assert done.status == 0, done.output[-6000:]
