@@ -1,4 +1,4 @@
-"""What streams and ExecSync need of a session, and of whoever has the containers: this shim, or a keeper's foreign one."""
+"""What streams and ExecSync need of a session, and of who has the containers: this shim, or a keeper's foreign one."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
