@@ -132,6 +132,17 @@ def test_a_whiteout_of_a_directory_that_is_then_implied(helper: Helper) -> None:
     assert set(merged(helper, base, Layer().file(".wh.d").file("d/new", "2"))) == {".", "d", "d/new"}
 
 
+def test_an_opaque_root_hides_everything_below(helper: Helper) -> None:
+    """Its layer's own files are all that is left, and the root's times are those that the layer gives it."""
+    base = Layer().dir("d").file("d/old", "1").dir("gone").file("f", "1")
+    upper = Layer().dir("./", 0o711).file(".wh..wh..opq").dir("d").file("d/new", "2")
+
+    found = merged(helper, base, upper, Layer().file("above", "3"))
+
+    assert set(found) == {".", "above", "d", "d/new"}
+    assert (found["."]["mode"], found["."]["mtime"]) == (0o711, 1_700_000_000 * 10**9)
+
+
 def test_aufs_files_are_passed_over(helper: Helper) -> None:
     """What aufs left in old images appears nowhere."""
     layer = Layer().file(".wh..wh.aufs").dir(".wh..wh.plnk").file(".wh..wh.plnk/1.2", "x").file("f", "x")

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,10 +180,17 @@ def layout(directory: Path, layers: list[bytes]) -> None:
 
 
 def seen(root: Path) -> dict[str, dict[str, Any]]:
-    """Return what a process sees of a tree; umoci leaves marks of its own in xattrs, which no image can set."""
+    """Return what a process sees of a tree.
+
+    umoci leaves marks of its own in xattrs, which no image can set. Under overlayfs a file's count of links includes
+    names that a layer above hides, so that only which names are one file is compared.
+    """
     found = unpack.look(root)
+    names = Counter(entry["links"][0] for entry in found.values() if "links" in entry)
     for entry in found.values():
         entry["xattrs"] = {key: value for key, value in entry["xattrs"].items() if not key.startswith("user.rootless")}
+        first, _ = entry.pop("links", ("", 0))
+        entry["one with"] = first if names[first] > 1 else ""
     return found
 
 

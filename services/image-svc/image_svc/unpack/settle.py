@@ -104,6 +104,7 @@ def close_root(own: Lower, name: str, lowers: Sequence[Lower]) -> bool:
         if lower.hides(b"."):
             break
     root = own.open(b".")
+    before = os.fstat(root)
     listed = os.open(f"/{name}/opaque", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
     marks = paths.PathList(listed)
     for entry in sorted(hidden):
@@ -114,6 +115,7 @@ def close_root(own: Lower, name: str, lowers: Sequence[Lower]) -> bool:
         else:
             if stat.S_ISDIR(found.st_mode):
                 marks.add(os.fsencode(entry))
+    os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))  # as the layer has it, or the last pass gave it
     marks.flush()
     os.close(listed)
     os.close(root)
