@@ -138,8 +138,17 @@ def facts(binary: str) -> RuntimeFacts:
         recursive_read_only="rro" in told.get("mountOptions", ()) if told else name == "crun" and version >= (1, 8),
         id_mapped_mounts=bool(idmap.get("enabled")),
         net_devices=bool(((told.get("linux") or {}).get("netDevices") or {}).get("enabled")),
+        memory_policy=bool((told.get("linux") or {}).get("memoryPolicy")),
+        # Nothing in `features` names them.
+        scheduling=_newest(told) >= (1, 1),
         seccomp_bpf_annotation=name == "crun",
     )
+
+
+def _newest(told: dict[str, Any]) -> tuple[int, int]:
+    """Return major and minor of the newest runtime specification that a runtime knows, by its features."""
+    found = re.match(r"(\d+)\.(\d+)", str(told.get("ociVersionMax", "")))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _features(binary: str) -> dict[str, Any]:

@@ -118,3 +118,19 @@ def test_a_runtime_is_asked_what_it_can_do(
     facts = runtimes.facts(runtime(tmp_path, version, features))
     assert (facts.id_mapped_mounts, facts.recursive_read_only) == (maps, recursive)
     assert facts.name == version.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("features", "memory_policy", "scheduling"),
+    [
+        ("exit 1", False, False),
+        ("""echo '{"ociVersionMax": "1.0.2-dev", "linux": {}}'""", False, False),
+        ("""echo '{"ociVersionMax": "1.1.0+dev", "linux": {}}'""", False, True),
+        ("""echo '{"ociVersionMax": "1.3.0", "linux": {"memoryPolicy": {"modes": ["MPOL_BIND"]}}}'""", True, True),
+        ("""echo '{"ociVersionMax": 7, "linux": null}'""", False, False),
+    ],
+)
+def test_what_a_runtime_would_leave_out(features: str, memory_policy: bool, scheduling: bool, tmp_path: Path) -> None:
+    """Memory policies stand in `features`; I/O priorities and schedulers came with runtime-spec 1.1."""
+    facts = runtimes.facts(runtime(tmp_path, "runc version 1.2.3", features))
+    assert (facts.memory_policy, facts.scheduling) == (memory_policy, scheduling)

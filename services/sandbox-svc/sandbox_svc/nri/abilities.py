@@ -29,4 +29,6 @@ def of(request: ContainerInput) -> Abilities:
         swap_accounting=facts.swap_accounting,
         hugepages=facts.hugetlb and not runtime.disable_hugetlb_controller,
         net_devices=request.runtime_facts.net_devices,
+        memory_policy=request.runtime_facts.memory_policy,
+        scheduling=request.runtime_facts.scheduling,
     )

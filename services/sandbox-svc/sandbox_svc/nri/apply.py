@@ -30,6 +30,9 @@ class Abilities:
     hugepages: bool = True
     #: Whether the OCI runtime knows of linux.netDevices.
     net_devices: bool = True
+    #: Whether it knows of linux.memoryPolicy, and of process.scheduler and process.ioPriority.
+    memory_policy: bool = True
+    scheduling: bool = True
 
 
 def apply(spec: Json, adjustment: nri.ContainerAdjustment, able: Abilities) -> None:
@@ -48,13 +51,13 @@ def apply(spec: Json, adjustment: nri.ContainerAdjustment, able: Abilities) -> N
     apply_linux.devices(spec, linux.devices)
     apply_linux.cgroups_path(spec, linux.cgroups_path)
     apply_process.oom_score(spec["process"], linux, able.oom_score)
-    apply_process.io_priority(spec["process"], linux)
-    apply_process.scheduler(spec["process"], linux)
+    apply_process.io_priority(spec["process"], linux, known=able.scheduling)
+    apply_process.scheduler(spec["process"], linux, known=able.scheduling)
     apply_linux.seccomp(spec, linux)
     apply_linux.namespaces(spec, linux.namespaces)
     apply_linux.sysctls(spec, linux.sysctl)
     apply_linux.net_devices(spec, linux.net_devices, known=able.net_devices)
-    apply_linux.memory_policy(spec, linux)
+    apply_linux.memory_policy(spec, linux, known=able.memory_policy)
     if linux.HasField("resources"):
         found = spec["linux"].setdefault("resources", {})
         apply_resources.limits(found, linux.resources, swap=able.swap_accounting, hugepages=able.hugepages)

@@ -118,10 +118,15 @@ def net_devices(spec: Json, wanted: Mapping[str, nri.LinuxNetDevice], *, known: 
         )
 
 
-def memory_policy(spec: Json, wanted: nri.LinuxContainerAdjustment) -> None:
-    """Set the default memory policy of the container's processes."""
+def memory_policy(spec: Json, wanted: nri.LinuxContainerAdjustment, *, known: bool = True) -> None:
+    """Set the default memory policy of the container's processes; a runtime that is not `known` to would not."""
     if not wanted.HasField("memory_policy"):
         return
+    if not known:
+        raise FailedPrecondition(
+            "NRI adjustment.linux.memory_policy, which the OCI runtime does not know of "
+            "(`features` has no linux.memoryPolicy)"
+        )
     policy = wanted.memory_policy
     if policy.nodes and not _NODES.fullmatch(policy.nodes):
         raise FailedPrecondition(

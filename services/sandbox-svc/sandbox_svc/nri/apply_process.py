@@ -82,26 +82,28 @@ def oom_score(process: Json, wanted: nri.LinuxContainerAdjustment, possible: Cal
             raise FailedPrecondition(f"NRI adjustment: {error}") from error
 
 
-def io_priority(process: Json, wanted: nri.LinuxContainerAdjustment) -> None:
-    """Set the I/O priority; class NONE takes it away."""
+def io_priority(process: Json, wanted: nri.LinuxContainerAdjustment, *, known: bool = True) -> None:
+    """Set the I/O priority; class NONE takes it away. A runtime that does not know it (`known`) would leave it out."""
     if not wanted.HasField("io_priority"):
         return
     kind = getattr(wanted.io_priority, "class")
     if kind == nri.IOPRIO_CLASS_NONE:
         process.pop("ioPriority", None)
         return
+    _require(known, "io_priority")
     name = name_of(nri.IOPrioClass, kind, "linux.io_priority.class")
     process["ioPriority"] = {"class": name, "priority": wanted.io_priority.priority}
 
 
-def scheduler(process: Json, wanted: nri.LinuxContainerAdjustment) -> None:
-    """Set the scheduling policy and its attributes; policy NONE takes them away."""
+def scheduler(process: Json, wanted: nri.LinuxContainerAdjustment, *, known: bool = True) -> None:
+    """Set the scheduling policy and its attributes; policy NONE takes them away. `known` is as for io_priority."""
     if not wanted.HasField("scheduler"):
         return
     found = wanted.scheduler
     if found.policy == nri.SCHED_NONE:
         process.pop("scheduler", None)
         return
+    _require(known, "scheduler")
     values = {name: getattr(found, name) for name in ("nice", "priority", "runtime", "deadline", "period")}
     process["scheduler"] = {
         "policy": name_of(nri.LinuxSchedulerPolicy, found.policy, "linux.scheduler.policy"),
@@ -111,6 +113,14 @@ def scheduler(process: Json, wanted: nri.LinuxContainerAdjustment) -> None:
         process["scheduler"]["flags"] = [
             name_of(nri.LinuxSchedulerFlag, flag, "linux.scheduler.flags") for flag in found.flags
         ]
+
+
+def _require(known: bool, field: str) -> None:
+    if not known:
+        raise FailedPrecondition(
+            f"NRI adjustment.linux.{field}, which the OCI runtime does not know of (it came with version 1.1 of the "
+            "runtime specification; `features` tells the newest that is known as ociVersionMax)"
+        )
 
 
 def rlimits(process: Json, wanted: Iterable[nri.POSIXRlimit]) -> None:

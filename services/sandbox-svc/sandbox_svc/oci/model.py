@@ -167,6 +167,10 @@ class RuntimeFacts:
     id_mapped_mounts: bool = False
     #: Moves network devices into a container; others would leave them out without a word.
     net_devices: bool = True
+    #: Sets a memory policy (linux.memoryPolicy of runtime-spec 1.3); others would leave it out likewise.
+    memory_policy: bool = True
+    #: Sets process.scheduler and process.ioPriority (runtime-spec 1.1); others would leave them out likewise.
+    scheduling: bool = True
     #: crun takes the precompiled seccomp filter from an annotation.
     seccomp_bpf_annotation: bool = False
 

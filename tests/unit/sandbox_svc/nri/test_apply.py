@@ -69,6 +69,24 @@ def test_a_runtime_that_knows_no_network_devices(adjustment: dict[str, Any]) -> 
     assert adjusted({"linux": {"netDevices": {"-eth7": {}}}}, able) == SPEC
 
 
+@pytest.mark.parametrize(
+    ("linux", "field", "lacks"),
+    [
+        ({"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0"}}, "memory_policy", {"memory_policy": False}),
+        ({"scheduler": {"policy": "SCHED_BATCH"}}, "scheduler", {"scheduling": False}),
+        ({"ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 3}}, "io_priority", {"scheduling": False}),
+    ],
+)
+def test_a_runtime_that_knows_no_policies(linux: dict[str, Any], field: str, lacks: dict[str, Any]) -> None:
+    """It would start the container without what a plugin has set; to take away what is not there needs no runtime."""
+    able = replace(ABLE, **lacks)
+    with pytest.raises(FailedPrecondition, match=rf"linux\.{field}, which the OCI runtime does not know"):
+        adjusted({"linux": linux}, able)
+    assert adjusted({"linux": linux}) != SPEC
+    taken = {"scheduler": {"policy": "SCHED_NONE"}, "ioPriority": {"class": "IOPRIO_CLASS_NONE"}}
+    assert adjusted({"linux": taken}, able) == SPEC
+
+
 def test_an_empty_adjustment_changes_nothing() -> None:
     """Plugins that listen and ask for nothing leave the spec as it was."""
     assert adjusted({}) == SPEC
