@@ -194,9 +194,10 @@ def test_metrics_pressure_and_swap(node: Node, swap: None) -> None:
         time.sleep(0.5)
 
     runtime = node.stack.runtime_service()
+    request = cri.ListMetricDescriptorsRequest()
     keys = {
         one.name: len(one.label_keys)
-        for one in runtime.ListMetricDescriptors(cri.ListMetricDescriptorsRequest(), timeout=20).descriptors
+        for one in runtime.ListMetricDescriptors(request, timeout=60, wait_for_ready=True).descriptors
     }
     (found,) = runtime.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest(), timeout=20).pod_metrics
     (inner,) = found.container_metrics
@@ -228,8 +229,8 @@ def test_metrics_pressure_and_swap(node: Node, swap: None) -> None:
         memory_limit_in_bytes=48 * MIB, memory_swap_limit_in_bytes=48 * MIB, unified={"memory.high": "max"}
     )
     resources.cpuset_cpus = "0"
-    request = cri.UpdateContainerResourcesRequest(container_id=container, linux=resources)
-    runtime.UpdateContainerResources(request, timeout=20)
+    update = cri.UpdateContainerResourcesRequest(container_id=container, linux=resources)
+    runtime.UpdateContainerResources(update, timeout=20)
     assert content(group / "memory.max") == str(48 * MIB)
     assert content(group / "memory.swap.max") == "0"
     assert content(group / "cpuset.cpus") == "0"
@@ -248,8 +249,8 @@ def swap(in_machine: None) -> Iterator[None]:
     for command in (["mkswap", str(file)], ["swapon", str(file)]):
         subprocess.run(command, check=True, capture_output=True, timeout=60)
     yield
-    subprocess.run(["swapoff", str(file)], check=True, timeout=120)
-    file.unlink()
+    # Where a test has failed, its pod may hold more than there is room for; the machine goes with its swap.
+    subprocess.run(["swapoff", str(file)], check=False, timeout=120)
 
 
 def test_out_of_memory_is_the_reason(node: Node) -> None:
