@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from bulkhead.errors import FailedPrecondition
 from bulkhead.proto.containerd import nri_pb2 as nri
 from conformance.build import build
+from sandbox_svc.nri.keys import removal
 from sandbox_svc.nri.merge import Creation
 from sandbox_svc.nri.merge_updates import Updates
-from sandbox_svc.nri.owners import Owners, removal
+from sandbox_svc.nri.owners import Owners
 
 pytestmark = pytest.mark.root
 
