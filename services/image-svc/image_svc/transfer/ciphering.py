@@ -1,6 +1,7 @@
 """Single layers through the decryptor, from one blob of the content store into another."""
 
 import os
+import select
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,6 +20,8 @@ from image_svc.transfer.staging import Staging
 #: Seconds for wrapping the keys of one layer for its recipients: tokens and key providers may take their time.
 _WRAPPING = 60.0
 _PIECE = 1 << 20
+#: Milliseconds between looks at whether anybody still waits for a decryptor that writes nothing.
+_LOOK = 1000
 
 _Result = TypeVar("_Result", keys_pb2.EncryptResult, keys_pb2.DecryptResult)
 
@@ -118,11 +121,26 @@ class Ciphers:
 
     def _pieces(self, reader: int, end: Callable[[], None], progress: LayerProgress) -> Iterator[bytes]:
         """Yield what comes out of the decryptor, and at its end raise what it says of it: no blob before that."""
-        while piece := os.read(reader, _PIECE):
+        for piece in pieces(reader, self._patience):
             progress.received += len(piece)
             yield piece
-        self._patience.check()
         end()
+
+
+def pieces(reader: int, patience: Patience) -> Iterator[bytes]:
+    """Yield what comes out of a pipe until its end, or raise once nobody has patience any more.
+
+    A decryptor that is stopped writes nothing and closes nothing.
+    """
+    ready = select.poll()
+    ready.register(reader, select.POLLIN)
+    while True:
+        patience.check()
+        if not ready.poll(_LOOK):
+            continue
+        if not (piece := os.read(reader, _PIECE)):
+            return
+        yield piece
 
 
 def _asked(target: Target) -> keys_pb2.Layer:

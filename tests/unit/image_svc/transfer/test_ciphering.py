@@ -1,0 +1,32 @@
+"""What comes out of the decryptor while a layer is turned."""
+
+import os
+import threading
+
+import pytest
+
+from bulkhead.errors import Cancelled
+from image_svc.patience import Patience
+from image_svc.transfer.ciphering import pieces
+
+
+def test_all_of_it_comes_out() -> None:
+    """Every byte comes out, up to the pipe's end."""
+    reader, writer = os.pipe()
+    os.write(writer, b"layer")
+    os.close(writer)
+
+    assert b"".join(pieces(reader, Patience(10.0, "turning"))) == b"layer"
+    os.close(reader)
+
+
+def test_a_silent_decryptor_does_not_hold_a_cancelled_call() -> None:
+    """A pipe that stays open and empty ends with the caller's patience."""
+    reader, writer = os.pipe()
+    patience = Patience(60.0, "turning")
+    threading.Timer(0.2, patience.cancel).start()
+
+    with pytest.raises(Cancelled):
+        list(pieces(reader, patience))
+    os.close(reader)
+    os.close(writer)
