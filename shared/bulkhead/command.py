@@ -180,10 +180,19 @@ class Filter:
         finally:
             for fd in given[2:]:
                 os.close(fd)
-        self._pidfd = os.pidfd_open(self._pid)
         self._status: int | None = None
-        self._listener = threading.Thread(target=self._listen, args=(reader,), name="stderr", daemon=True)
-        self._listener.start()
+        self._pidfd = -1
+        try:
+            self._pidfd = os.pidfd_open(self._pid)
+            self._listener = threading.Thread(target=self._listen, args=(reader,), name="stderr", daemon=True)
+            self._listener.start()
+        except BaseException:  # no descriptor or thread to be had: nobody would wait for the program
+            os.close(reader)
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+            os.killpg(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            raise
 
     def wait(self, timeout: float) -> Result:
         """Return how it ended; DeadlineExceeded, and the group killed, if it has not within `timeout` seconds."""

@@ -303,7 +303,10 @@ def test_the_decryptors_units() -> None:
     """Keys come as credentials, the metrics port from the socket unit, the network not at all."""
     settings, listener = unit("bulkhead-decryptor.service"), unit("bulkhead-decryptor.socket")
 
-    assert settings["LoadCredential"] == [f"keys:{Config().bulkhead.decryption_keys_path}"]
+    place = Config().bulkhead.decryption_keys_path
+    # The second is a mounted Secret's directory, to which the files of the first are links that systemd passes over.
+    assert settings["LoadCredential"] == [f"keys:{place}", f"mounted:{place}/..data"]
+    assert settings["SetCredential"] == ["mounted:none"]
     assert settings["PrivateNetwork"] == ["yes"]
     assert settings["LimitMEMLOCK"] == ["infinity"]
     assert listener["ListenStream"] == [f"127.0.0.1:{Config().bulkhead.metrics_ports['decryptor']}"]
@@ -314,7 +317,8 @@ def test_changed_keys_start_the_decryptor_anew() -> None:
     watched, anew = unit("bulkhead-decryptor-keys.path"), unit("bulkhead-decryptor-keys.service")
 
     assert watched["PathChanged"] == [Config().bulkhead.decryption_keys_path]
-    assert anew["ExecStart"] == ["/usr/bin/systemctl try-restart bulkhead-decryptor.service"]
+    # Not waited for: the path unit looks away while this runs.
+    assert anew["ExecStart"] == ["/usr/bin/systemctl --no-block try-restart bulkhead-decryptor.service"]
 
 
 def test_sysusers_makes_the_default_users() -> None:

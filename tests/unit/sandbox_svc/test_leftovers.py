@@ -17,6 +17,7 @@ from bulkhead.errors import FailedPrecondition, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import leftovers, process, recovery, undo
 from sandbox_svc.background import Background
+from sandbox_svc.checkpoint.under_way import UnderWay
 from sandbox_svc.cni import AddResult, Attachment
 from sandbox_svc.ledger import Ledger
 from sandbox_svc.reserve import Names
@@ -202,6 +203,7 @@ def node_after(tmp_path: Path, database: Database, network: RecordingNetwork, re
         watcher=Watcher(ledger, background),
         pod_names=Names(),
         container_names=Names(),
+        checkpoints=UnderWay(),
         collector=SimpleNamespace(forget=lambda ident: None),
         bundle=bundles,
         settle=recovery.soon,
