@@ -4,11 +4,11 @@
 
 As root, and under `nice -n -15` where the machine has other work, too. The image has eight layers, 362 MB of tar: files
 of this machine's /usr/lib and, as in real images, some that are compressed already. A docker-registry on the loopback
-serves it. For each pull a fresh ext4 with a journal is made in a file and loop-mounted, a whole stack (or a containerd)
-is started on it, and the page cache is either dropped (cold) or filled with the registry's blobs (warm). Printed are
-the medians of the seconds until PullImage has answered, and of those until a syncfs(2) after it has returned too, since
-containerd by default answers before an image is on disk and Bulkhead does not. Memory is the largest sum of the PSS of
-all processes of a side, taken every 50 ms during pulls that are not timed.
+serves it. For each pull a fresh ext4 with a journal is made in a file behind a loop device with direct I/O, a whole
+stack (or a containerd) is started on it, and the page cache is either dropped (cold) or filled with the registry's
+blobs (warm). Printed are the medians of the seconds until PullImage has answered, and of those until a syncfs(2) after
+it has returned too, since containerd by default answers before an image is on disk and Bulkhead does not. Memory is
+the largest sum of the PSS of all processes of a side, taken every 50 ms during pulls that are not timed.
 """
 
 import argparse
@@ -85,19 +85,28 @@ class BenchImage(images.Image):
 
 @contextmanager
 def fresh_disk(scratch: Path) -> Iterator[Path]:
-    """Mount a new journalled ext4 from a file, as the directory of one daemon."""
+    """Mount a new journalled ext4 from a file, as the directory of one daemon.
+
+    The loop device passes writes on to the disk, as a disk of its own would take them; by default it copies them into
+    the page cache a second time, and writes that out when it is told to flush.
+    """
     file = scratch / "disk"
     directory = Path(tempfile.mkdtemp(prefix="bhpull"))
     with file.open("wb") as disk:
-        disk.truncate(DISK_BYTES)
-    # Without the lazy initialisation, which would go on in the background of what is measured.
-    options = "lazy_itable_init=0,lazy_journal_init=0"
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", options, str(file)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(file), str(directory)], check=True)
+        os.posix_fallocate(disk.fileno(), 0, DISK_BYTES)
+    attach = ["losetup", "--direct-io=on", "--find", "--show", str(file)]
+    device = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
     try:
-        yield directory
+        # Without the lazy initialisation, which would go on in the background of what is measured.
+        options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-E", options, device], check=True)
+        subprocess.run(["mount", device, str(directory)], check=True)
+        try:
+            yield directory
+        finally:
+            subprocess.run(["umount", str(directory)], check=True)
     finally:
-        subprocess.run(["umount", str(directory)], check=True)
+        subprocess.run(["losetup", "--detach", device], check=True)
         directory.rmdir()
         file.unlink()
 
