@@ -12,7 +12,7 @@ import pytest
 from bulkhead.config.model import Registry
 from bulkhead.errors import Unauthenticated
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import digests, reference
+from image_svc.oci import digests, reference
 from image_svc.patience import Patience
 from image_svc.registry.push import Outcome, Pusher
 from image_svc.registry.repository import Descriptor, Repository, Retry

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bulkhead.errors import DataLoss
-from image_svc import digests
 from image_svc.decompress import tar_stream
+from image_svc.oci import digests
 from image_svc.unpack.client import Usage
 from image_svc.unpack.protocol import Limits, Unpacked
 from support.fake_uploads import Uploads

@@ -6,22 +6,22 @@ from typing import Any, cast
 
 from bulkhead.config.model import Config, Images, Registry
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc.bring import Bringer
 from image_svc.catalogue import Catalogue
-from image_svc.damage import Damage
-from image_svc.decryption import Gatekeeper
-from image_svc.gc import Collector
+from image_svc.decryption.gatekeeper import Gatekeeper
 from image_svc.ingest import Content
 from image_svc.leases import Leases
+from image_svc.oci.platforms import Platform
 from image_svc.patience import Patience
-from image_svc.platforms import Platform
-from image_svc.pull import Puller
-from image_svc.recovery import Recovery
+from image_svc.pulling.layers import Bringer
+from image_svc.pulling.pull import Puller
 from image_svc.registry.registries import Registries
 from image_svc.registry.repository import Retry
 from image_svc.registry.stream import Rate
 from image_svc.store import Store
 from image_svc.unpack.client import UnpackClient
+from image_svc.upkeep.damage import Damage
+from image_svc.upkeep.gc import Collector
+from image_svc.upkeep.recovery import Recovery
 from support.fake_registry import FakeUnpack
 
 #: Repeats at once and calls a second of nothing a stall, so that a test of either takes no longer.

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from bulkhead.errors import InvalidArgument, NotFound
 from bulkhead.proto.runtime.v1 import api_pb2
-from image_svc import reference, telemetry
+from image_svc import telemetry
+from image_svc.oci import reference
 from image_svc.store import Image, Store
 
 _HEX = frozenset("0123456789abcdef")

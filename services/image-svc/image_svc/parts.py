@@ -5,24 +5,24 @@ from functools import partial
 
 from bulkhead import paths
 from bulkhead.config.model import Config
-from image_svc.bring import Bringer
 from image_svc.catalogue import Catalogue
-from image_svc.damage import Damage
-from image_svc.decryption import Gatekeeper
-from image_svc.gc import Collector
+from image_svc.decryption.gatekeeper import Gatekeeper
 from image_svc.ingest import Content
 from image_svc.leases import Leases
 from image_svc.proxied import Proxies
 from image_svc.proxied.bring import ProxiedBringer
 from image_svc.proxied.collect import ProxiedGarbage
 from image_svc.proxied.ready import Ready
-from image_svc.pull import Puller
-from image_svc.recovery import Recovery
+from image_svc.pulling.layers import Bringer
+from image_svc.pulling.pull import Puller
 from image_svc.registry.registries import Registries
 from image_svc.snapshotters import Snapshotters
 from image_svc.store import Store
 from image_svc.unpack.client import UnpackClient
-from image_svc.usage import ContainerUsage
+from image_svc.upkeep.damage import Damage
+from image_svc.upkeep.gc import Collector
+from image_svc.upkeep.recovery import Recovery
+from image_svc.upkeep.usage import ContainerUsage
 from image_svc.verify import Gate
 
 

@@ -5,11 +5,11 @@ import threading
 from pathlib import Path
 
 from bulkhead.errors import InvalidArgument
-from image_svc.metadata import Found
+from image_svc.oci.reference import Reference
 from image_svc.proxied import Proxies, Proxy
 from image_svc.proxied.bring import Into, ProxiedBringer
 from image_svc.proxied.snapshotter import Proxied
-from image_svc.reference import Reference
+from image_svc.pulling.metadata import Found
 from image_svc.snapshots import OWN, Prepared, Snapshotter, open_snapshotter
 from image_svc.store import Snapshot, Store
 from image_svc.unpack.client import UnpackClient

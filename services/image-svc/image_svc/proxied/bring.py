@@ -11,23 +11,23 @@ from functools import partial
 from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError
 from image_svc import telemetry
-from image_svc.bring import Bringer
-from image_svc.decryption import Gatekeeper
-from image_svc.download import Download, Origin
+from image_svc.decryption.gatekeeper import Gatekeeper
 from image_svc.ingest import Content
-from image_svc.layers import Unpacking
-from image_svc.metadata import Found
+from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.progress import LayerState, Progress, PullState
 from image_svc.proxied import labels
 from image_svc.proxied.client import Proxy
 from image_svc.proxied.extract import Extraction, Taken, Wanted
 from image_svc.proxied.proxies import Proxies
+from image_svc.pulling.download import Download, Origin
+from image_svc.pulling.layers import Bringer
+from image_svc.pulling.metadata import Found
+from image_svc.pulling.progress import LayerState, Progress, PullState
+from image_svc.pulling.turns import Turns
+from image_svc.pulling.unpacking import Unpacking
 from image_svc.purpose import Purpose
-from image_svc.reference import Reference
 from image_svc.registry.repository import Descriptor
 from image_svc.store import NewImage, Store
-from image_svc.turns import Turns
 from image_svc.unpack.client import UnpackClient
 from image_svc.unpack.protocol import Limits
 
@@ -170,7 +170,7 @@ class ProxiedBringer:
 
 
 class Into:
-    """Brings one image's layers into one snapshotter; stands in for `image_svc.bring.Bringer`."""
+    """Brings one image's layers into one snapshotter; stands in for `image_svc.pulling.layers.Bringer`."""
 
     def __init__(self, bringer: ProxiedBringer, proxy: Proxy, wanted: Sequence[Wanted]) -> None:
         self._bringer = bringer

@@ -10,10 +10,10 @@ import threading
 from concurrent.futures import Future
 
 from bulkhead.errors import BulkheadError, FailedPrecondition, Internal, Unavailable
-from image_svc import reference
 from image_svc.ingest import Content
+from image_svc.oci import reference
 from image_svc.patience import Patience
-from image_svc.pull import Puller
+from image_svc.pulling.pull import Puller
 from image_svc.purpose import Purpose
 from image_svc.registry.repository import Descriptor
 from image_svc.snapshotters import Snapshotters

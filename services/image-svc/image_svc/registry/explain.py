@@ -7,10 +7,10 @@ from pathlib import Path
 from bulkhead.config.model import Registry
 from bulkhead.errors import BulkheadError, NotFound
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import reference
 from image_svc.credentials import Providers
+from image_svc.oci import reference
+from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.reference import Reference
 from image_svc.registry import hosts
 from image_svc.registry.endpoint import Endpoint
 from image_svc.registry.failures import HostFailure

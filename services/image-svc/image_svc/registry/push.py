@@ -10,10 +10,10 @@ from typing import TypeVar
 from bulkhead.config.model import Registry
 from bulkhead.errors import DataLoss, FailedPrecondition, NotFound
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import digests
 from image_svc.credentials import Providers
+from image_svc.oci import digests
+from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.reference import Reference
 from image_svc.registry import credentials, hosts, scopes
 from image_svc.registry.endpoint import Call, Endpoint
 from image_svc.registry.failures import HostFailure

@@ -3,8 +3,8 @@
 from bulkhead.config.model import Config
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
 from image_svc.credentials import Providers
+from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.reference import Reference
 from image_svc.registry import explain as explaining
 from image_svc.registry.explain import Explanation
 from image_svc.registry.push import Pusher

@@ -13,10 +13,11 @@ import httpx
 from bulkhead.config.model import Registry
 from bulkhead.errors import BulkheadError, DataLoss, FailedPrecondition, NotFound, PermissionDenied
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import digests, media, telemetry
+from image_svc import telemetry
 from image_svc.credentials import Providers
+from image_svc.oci import digests, media
+from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.reference import Reference
 from image_svc.registry import credentials, hosts
 from image_svc.registry.endpoint import READ_TIMEOUT, Endpoint
 from image_svc.registry.failures import HostFailure

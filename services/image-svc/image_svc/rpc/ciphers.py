@@ -5,13 +5,13 @@ from collections.abc import Callable
 from bulkhead.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from bulkhead.proto import images_pb2 as pb
 from bulkhead.proto import keys_pb2
-from image_svc import reference
+from image_svc.oci import reference
+from image_svc.oci.platforms import Platform
+from image_svc.oci.reference import Reference
 from image_svc.parts import Parts
 from image_svc.patience import Patience
-from image_svc.platforms import Platform
-from image_svc.progress import Progress
+from image_svc.pulling.progress import Progress
 from image_svc.purpose import Purpose
-from image_svc.reference import Reference
 from image_svc.rpc.evicting import Evictor
 from image_svc.rpc.inventory import Inventory
 from image_svc.transfer.contents import Contents

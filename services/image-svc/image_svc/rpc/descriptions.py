@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from bulkhead.errors import BulkheadError, NotFound
 from bulkhead.proto import images_pb2
-from image_svc.manifest import CONFIG_LIMIT
+from image_svc.oci.manifest import CONFIG_LIMIT
+from image_svc.oci.platforms import Platform
 from image_svc.parts import Parts
-from image_svc.platforms import Platform
 from image_svc.registry.repository import Descriptor
 from image_svc.rpc.inventory import Inventory
 from image_svc.transfer import selection

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from bulkhead.errors import FailedPrecondition
 from bulkhead.proto import images_pb2 as pb
 from bulkhead.proto import keys_pb2
-from image_svc.decryption import Gatekeeper
+from image_svc.decryption.gatekeeper import Gatekeeper
 from image_svc.parts import Parts
 from image_svc.patience import Patience
 from image_svc.purpose import Purpose

@@ -9,13 +9,13 @@ from bulkhead import rpc
 from bulkhead.errors import BulkheadError, FailedPrecondition, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
 from bulkhead.proto.images_pb2_grpc import ImagesServicer
-from image_svc import reference
-from image_svc.gc import remove_snapshot
+from image_svc.oci import reference
 from image_svc.parts import Parts
 from image_svc.patience import Patience
 from image_svc.purpose import Purpose
 from image_svc.snapshots import Prepared
 from image_svc.store import Image, Snapshot
+from image_svc.upkeep.gc import remove_snapshot
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from bulkhead.errors import BulkheadError, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
-from image_svc import reference
+from image_svc.oci import reference
+from image_svc.oci.platforms import Platform
 from image_svc.parts import Parts
-from image_svc.platforms import Platform
 from image_svc.store import ContentName, Image
 from image_svc.transfer.contents import Contents, Tree, Variant
 from image_svc.transfer.incoming import is_encrypted

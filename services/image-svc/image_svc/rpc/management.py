@@ -8,13 +8,13 @@ from bulkhead import rpc
 from bulkhead.errors import Cancelled, InvalidArgument
 from bulkhead.proto import images_pb2 as pb
 from bulkhead.proto.images_pb2_grpc import ManagementServicer
-from image_svc import platforms, reference
+from image_svc.oci import platforms, reference
+from image_svc.oci.platforms import Platform
+from image_svc.oci.reference import Reference
 from image_svc.parts import Parts
 from image_svc.patience import Patience
-from image_svc.platforms import Platform
-from image_svc.progress import Progress
+from image_svc.pulling.progress import Progress
 from image_svc.purpose import Purpose
-from image_svc.reference import Reference
 from image_svc.rpc import filters, transfers
 from image_svc.rpc.accounts import Accounts
 from image_svc.rpc.ciphers import Ciphering

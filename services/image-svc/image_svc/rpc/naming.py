@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from bulkhead.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
-from image_svc import reference
+from image_svc.oci import reference
 from image_svc.parts import Parts
 from image_svc.rpc import filters
 from image_svc.rpc.accounts import Accounts, is_prunable

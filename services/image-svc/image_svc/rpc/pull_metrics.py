@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from image_svc.progress import Pulls
+from image_svc.pulling.progress import Pulls
 
 
 class PullMetrics(Collector):

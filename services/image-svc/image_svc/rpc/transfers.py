@@ -10,8 +10,8 @@ import grpc
 
 from bulkhead.errors import InvalidArgument
 from bulkhead.proto import images_pb2
-from image_svc import reference
-from image_svc.progress import LayerProgress, LayerState, Progress, Pulls, PullState
+from image_svc.oci import reference
+from image_svc.pulling.progress import LayerProgress, LayerState, Progress, Pulls, PullState
 
 #: Seconds between two looks at a transfer's progress.
 PERIOD = 0.15

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bulkhead.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
-from image_svc import digests
 from image_svc.decompress import tar_stream
 from image_svc.ingest import Content
-from image_svc.manifest import CONFIG_LIMIT
+from image_svc.oci import digests
+from image_svc.oci.manifest import CONFIG_LIMIT
 from image_svc.patience import Patience
 from image_svc.transfer.staging import Staged, Staging
 from image_svc.transfer.tar import Entry, Kind, Reader, entries

@@ -9,11 +9,11 @@ from typing import TypeVar
 from bulkhead import layers, paths
 from bulkhead.errors import DataLoss
 from bulkhead.proto import keys_pb2
-from image_svc import media
-from image_svc.decryption import ENCRYPTION, TIMEOUT
+from image_svc.decryption.gatekeeper import ENCRYPTION, TIMEOUT
+from image_svc.oci import media
 from image_svc.parts import Parts
 from image_svc.patience import Patience
-from image_svc.progress import LayerProgress, LayerState
+from image_svc.pulling.progress import LayerProgress, LayerState
 from image_svc.registry.repository import Descriptor
 from image_svc.transfer.staging import Staging
 

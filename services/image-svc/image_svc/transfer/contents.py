@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bulkhead.errors import BulkheadError, FailedPrecondition, NotFound
-from image_svc import digests, media, platforms
 from image_svc.ingest import Content
-from image_svc.manifest import CONFIG_LIMIT, LAYER_LIMIT, descriptor, kind_of, load_json
-from image_svc.platforms import Platform
+from image_svc.oci import digests, media, platforms
+from image_svc.oci.manifest import CONFIG_LIMIT, LAYER_LIMIT, descriptor, kind_of, load_json
+from image_svc.oci.platforms import Platform
 from image_svc.registry.repository import MANIFEST_LIMIT, Descriptor
 
 #: Indexes within indexes.

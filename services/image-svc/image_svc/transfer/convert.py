@@ -12,14 +12,14 @@ from typing import Any
 
 from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.proto import keys_pb2
-from image_svc import media
-from image_svc.decryption import ENCRYPTION
+from image_svc.decryption.gatekeeper import ENCRYPTION
 from image_svc.leases import Lease
+from image_svc.oci import media
+from image_svc.oci.platforms import Platform
+from image_svc.oci.reference import Reference
 from image_svc.parts import Parts
 from image_svc.patience import Patience
-from image_svc.platforms import Platform
-from image_svc.progress import LayerProgress, Progress, PullState
-from image_svc.reference import Reference
+from image_svc.pulling.progress import LayerProgress, Progress, PullState
 from image_svc.transfer.ciphering import Ciphers, Target, Turned
 from image_svc.transfer.contents import Contents, Tree, Variant
 from image_svc.transfer.export import missing_text

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bulkhead.errors import FailedPrecondition
-from image_svc import media, reference
 from image_svc.ingest import Content
-from image_svc.platforms import Platform
-from image_svc.reference import Reference
+from image_svc.oci import media, reference
+from image_svc.oci.platforms import Platform
+from image_svc.oci.reference import Reference
 from image_svc.registry.repository import Descriptor
 from image_svc.transfer.contents import Contents, Tree, Variant
 from image_svc.transfer.layout import FULL_NAME, REF_NAME

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 from bulkhead.errors import BulkheadError, DataLoss, FailedPrecondition, NotFound, PermissionDenied
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import digests, media, reference
-from image_svc.download import Download
 from image_svc.kubelet_errors import SignatureValidationFailed
 from image_svc.leases import Lease
+from image_svc.oci import digests, media, reference
+from image_svc.oci.platforms import Platform
+from image_svc.oci.reference import Reference
 from image_svc.parts import Parts
 from image_svc.patience import Patience
-from image_svc.platforms import Platform
-from image_svc.progress import LayerProgress, LayerState, Progress, PullState
+from image_svc.pulling.download import Download
+from image_svc.pulling.progress import LayerProgress, LayerState, Progress, PullState
 from image_svc.purpose import Purpose
-from image_svc.reference import Reference
 from image_svc.registry.repository import Descriptor, Repository
 from image_svc.transfer.contents import Contents, Tree, Variant
 from image_svc.transfer.incoming import held, is_encrypted

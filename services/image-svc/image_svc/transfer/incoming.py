@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bulkhead.errors import FailedPrecondition, NotFound, PermissionDenied
-from image_svc import media
 from image_svc.kubelet_errors import SignatureValidationFailed
+from image_svc.oci import media
+from image_svc.oci.platforms import Platform
+from image_svc.oci.reference import Reference
 from image_svc.parts import Parts
 from image_svc.patience import Patience
-from image_svc.platforms import Platform
-from image_svc.progress import Progress
-from image_svc.reference import Reference
+from image_svc.pulling.progress import Progress
 from image_svc.transfer.archive import read
 from image_svc.transfer.contents import Contents, Tree, Variant
 from image_svc.transfer.layout import Incoming, Layouts

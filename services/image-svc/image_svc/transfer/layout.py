@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bulkhead.errors import DataLoss, FailedPrecondition, InvalidArgument
-from image_svc import digests, media, reference
 from image_svc.decompress import tar_stream
 from image_svc.ingest import BLOCK, Content
-from image_svc.manifest import LAYER_LIMIT, descriptor, load_json
+from image_svc.oci import digests, media, reference
+from image_svc.oci.manifest import LAYER_LIMIT, descriptor, load_json
+from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.reference import Reference
 from image_svc.registry.repository import Descriptor
 from image_svc.transfer.archive import Archive
 from image_svc.transfer.staging import Staged, Staging

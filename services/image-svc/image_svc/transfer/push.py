@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from bulkhead.errors import FailedPrecondition
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
+from image_svc.oci.reference import Reference
 from image_svc.parts import Parts
 from image_svc.patience import Patience
-from image_svc.progress import LayerProgress, LayerState, Progress, PullState
-from image_svc.reference import Reference
+from image_svc.pulling.progress import LayerProgress, LayerState, Progress, PullState
 from image_svc.registry.push import Outcome, Pusher
 from image_svc.registry.repository import Descriptor
 from image_svc.transfer.contents import Contents, Tree, Variant

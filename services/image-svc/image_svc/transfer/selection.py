@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bulkhead.errors import InvalidArgument
-from image_svc import platforms
-from image_svc.platforms import Platform
+from image_svc.oci import platforms
+from image_svc.oci.platforms import Platform
 
 _SYSTEMS = frozenset({"linux", "windows", "darwin", "freebsd"})
 

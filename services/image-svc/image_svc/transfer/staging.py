@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from bulkhead.errors import DataLoss, ResourceExhausted
 from bulkhead.files import fsync_directory
-from image_svc import digests, telemetry
+from image_svc import telemetry
 from image_svc.ingest import Content
 from image_svc.leases import Lease
+from image_svc.oci import digests
 from image_svc.patience import Patience
 from image_svc.store import Store
 

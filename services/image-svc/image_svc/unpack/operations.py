@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bulkhead.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
-from image_svc import digests
+from image_svc.oci import digests
 from image_svc.unpack import confine, decode, layer, linux, merge, opaque, protocol, removal, seccomp, settle, usage
 from image_svc.unpack.confine import Confinement
 from image_svc.unpack.directory import Snapshots, State

@@ -2,10 +2,10 @@
 
 from bulkhead.config.model import ImageVerifier
 from image_svc.ingest import Content
-from image_svc.manifest import kind_of, load_json
-from image_svc.metadata import Found
+from image_svc.oci.manifest import kind_of, load_json
+from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.reference import Reference
+from image_svc.pulling.metadata import Found
 from image_svc.registry.repository import Descriptor
 from image_svc.store import Image, Store
 from image_svc.verify.verdicts import Candidate, Verifier

@@ -17,7 +17,7 @@ from bulkhead.errors import (
     Unavailable,
 )
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import digests, reference
+from image_svc.oci import digests, reference
 from image_svc.patience import Patience
 from image_svc.registry import credentials
 from image_svc.registry.credentials import Account, Credentials

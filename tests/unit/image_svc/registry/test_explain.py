@@ -8,7 +8,7 @@ import pytest
 from bulkhead.config.model import Registry, RegistryAuth
 from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import digests, reference
+from image_svc.oci import digests, reference
 from image_svc.patience import Patience
 from image_svc.registry.explain import Explanation, explain
 from image_svc.registry.repository import Repository

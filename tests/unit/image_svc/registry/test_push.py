@@ -16,7 +16,7 @@ from bulkhead.errors import (
     Unavailable,
 )
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import digests, reference
+from image_svc.oci import digests, reference
 from image_svc.patience import Patience
 from image_svc.registry.push import Outcome, Pusher
 from image_svc.registry.repository import Descriptor

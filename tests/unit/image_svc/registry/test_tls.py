@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from bulkhead.config.model import Registry
 from bulkhead.errors import FailedPrecondition, Unavailable
-from image_svc import reference
+from image_svc.oci import reference
 from image_svc.patience import Patience
 from image_svc.registry.credentials import Account
 from image_svc.registry.endpoint import Endpoint

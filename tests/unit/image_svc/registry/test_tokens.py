@@ -18,8 +18,8 @@ from bulkhead.command import Result
 from bulkhead.config.model import Config, Images, Registry, RegistryAuth
 from bulkhead.errors import BulkheadError, InvalidArgument, Unauthenticated
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import digests, reference
 from image_svc.credentials import Providers
+from image_svc.oci import digests, reference
 from image_svc.patience import Patience
 from image_svc.registry import credentials
 from image_svc.registry.challenge import Challenge

@@ -18,8 +18,8 @@ from bulkhead.errors import BulkheadError, DeadlineExceeded, InvalidArgument, Re
 from image_svc.decompress import tar_stream
 from image_svc.ingest import Content
 from image_svc.leases import Lease, Leases
+from image_svc.oci.platforms import Platform
 from image_svc.patience import Patience
-from image_svc.platforms import Platform
 from image_svc.store import Store
 from image_svc.transfer.archive import Archive, read
 from image_svc.transfer.contents import Contents

@@ -369,7 +369,7 @@ def test_a_failed_pull_says_why(node: Station, registry: FakeRegistry) -> None:
 
 def test_transfer_messages() -> None:
     """A progress without layers is a transfer without parts."""
-    from image_svc.progress import Progress
+    from image_svc.pulling.progress import Progress
 
     made = message(Progress("x.io/a:1"))
     assert (made.image, made.stage, list(made.parts)) == ("x.io/a:1", pb.Transfer.RESOLVING, [])

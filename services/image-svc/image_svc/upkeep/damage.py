@@ -6,8 +6,9 @@ Nothing is looked for at a start: a disk of images takes minutes to read. What i
 import logging
 
 from bulkhead.errors import DataLoss, NotFound
-from image_svc import digests, telemetry
+from image_svc import telemetry
 from image_svc.ingest import Content
+from image_svc.oci import digests
 from image_svc.store import Store
 from image_svc.unpack.client import UnpackClient
 

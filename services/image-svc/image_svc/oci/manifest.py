@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bulkhead.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
-from image_svc import digests, media, platforms
-from image_svc.platforms import Platform
+from image_svc.oci import digests, media, platforms
+from image_svc.oci.platforms import Platform
 from image_svc.registry.repository import Descriptor
 
 CONFIG_LIMIT = 8 << 20

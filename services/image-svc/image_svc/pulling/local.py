@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from bulkhead.errors import FailedPrecondition
+from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.reference import Reference
 from image_svc.registry.repository import Descriptor
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from bulkhead.config.model import Config, StreamProcessor
 from bulkhead.errors import DeadlineExceeded, FailedPrecondition
-from image_svc import media, processors
+from image_svc.decryption import processors
+from image_svc.decryption.processors import Routes, Step, process
+from image_svc.oci import media
 from image_svc.patience import Patience
-from image_svc.processors import Routes, Step, process
 from image_svc.store import Layer
 
 TAR = "application/vnd.oci.image.layer.v1.tar"

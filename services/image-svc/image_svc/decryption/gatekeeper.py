@@ -10,8 +10,8 @@ from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError, Cancelled, FailedPrecondition, Unavailable
 from bulkhead.proto import keys_pb2
 from bulkhead.proto.keys_pb2_grpc import KeysStub
+from image_svc.decryption.processors import Plain, Routes, Step, process
 from image_svc.patience import Patience
-from image_svc.processors import Plain, Routes, Step, process
 from image_svc.purpose import Purpose
 from image_svc.store import Layer
 

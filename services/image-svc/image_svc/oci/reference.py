@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from bulkhead.errors import InvalidArgument
-from image_svc import digests
+from image_svc.oci import digests
 
 DEFAULT_DOMAIN = "docker.io"
 #: distribution/reference, RepositoryNameTotalLengthMax.

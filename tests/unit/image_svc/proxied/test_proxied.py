@@ -23,20 +23,20 @@ from bulkhead.errors import (
 )
 from bulkhead.proto.containerd import snapshots_pb2 as pb
 from bulkhead.proto.containerd.types_pb2 import Mount
-from image_svc.decryption import Gatekeeper
+from image_svc.decryption.gatekeeper import Gatekeeper
+from image_svc.oci.platforms import Platform
 from image_svc.patience import Patience
-from image_svc.platforms import Platform
 from image_svc.proxied import Proxies, Proxy, client
 from image_svc.proxied.bring import ProxiedBringer
 from image_svc.proxied.collect import ProxiedGarbage
 from image_svc.proxied.ready import Ready
-from image_svc.pull import ANYBODY, Puller
+from image_svc.pulling.pull import ANYBODY, Puller
 from image_svc.registry.registries import Registries
 from image_svc.snapshotters import Snapshotters
 from image_svc.store import Snapshot
 from image_svc.unpack.client import UnpackClient
 from image_svc.unpack.protocol import Limits, Unpacked
-from image_svc.usage import ContainerUsage
+from image_svc.upkeep.usage import ContainerUsage
 from support.fake_registry import FakeRegistry, FakeUnpack
 from support.fake_snapshots import ROOT, TARGET, FakeSnapshots, fake_snapshots
 from support.image_node import QUICK, Node

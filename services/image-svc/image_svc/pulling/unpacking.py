@@ -15,14 +15,14 @@ from typing import Protocol, TypeVar
 from bulkhead.errors import Aborted, BulkheadError, Cancelled, DataLoss, Internal
 from bulkhead.metrics import stage
 from image_svc import telemetry
-from image_svc.decryption import Chain, Decoder, DecryptorGone
-from image_svc.download import CorruptBlob
+from image_svc.decryption.gatekeeper import Chain, Decoder, DecryptorGone
 from image_svc.ingest import Ingest
 from image_svc.patience import Patience
-from image_svc.progress import LayerProgress, LayerState
-from image_svc.shared_jobs import Job
+from image_svc.pulling.download import CorruptBlob
+from image_svc.pulling.progress import LayerProgress, LayerState
+from image_svc.pulling.shared_jobs import Job
+from image_svc.pulling.turns import Turn, Turns
 from image_svc.store import Layer
-from image_svc.turns import Turn, Turns
 from image_svc.unpack.client import UnpackerGone
 from image_svc.unpack.protocol import Limits, Unpacked
 

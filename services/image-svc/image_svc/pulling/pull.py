@@ -9,19 +9,20 @@ from typing import Protocol
 
 from bulkhead.metrics import stage
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import platforms, reference, telemetry
-from image_svc.bring import Bringer
-from image_svc.decryption import Gatekeeper
-from image_svc.download import Origin
+from image_svc import telemetry
+from image_svc.decryption.gatekeeper import Gatekeeper
 from image_svc.ingest import Content
 from image_svc.leases import Lease, Leases
-from image_svc.local import LocalContent
-from image_svc.metadata import Documents, Finder, Found
+from image_svc.oci import platforms, reference
+from image_svc.oci.platforms import Platform
+from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.platforms import Platform
-from image_svc.progress import LayerProgress, Progress, Pulls, PullState
+from image_svc.pulling.download import Origin
+from image_svc.pulling.layers import Bringer
+from image_svc.pulling.local import LocalContent
+from image_svc.pulling.metadata import Documents, Finder, Found
+from image_svc.pulling.progress import LayerProgress, Progress, Pulls, PullState
 from image_svc.purpose import Purpose
-from image_svc.reference import Reference
 from image_svc.registry.registries import Registries
 from image_svc.registry.repository import Descriptor
 from image_svc.store import NewImage

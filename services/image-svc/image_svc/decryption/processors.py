@@ -16,7 +16,7 @@ from google.protobuf.any_pb2 import Any
 from bulkhead import command, processors
 from bulkhead.config.model import Config, StreamProcessor
 from bulkhead.errors import FailedPrecondition, NotFound
-from image_svc import media
+from image_svc.oci import media
 from image_svc.patience import Patience
 from image_svc.store import Layer
 

@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from bulkhead.errors import BulkheadError, DataLoss, Internal
-from image_svc import digests, telemetry
+from image_svc import telemetry
 from image_svc.ingest import Content, Ingest
+from image_svc.oci import digests
+from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.progress import LayerProgress
-from image_svc.reference import Reference
+from image_svc.pulling.progress import LayerProgress
+from image_svc.pulling.shared_jobs import Job
 from image_svc.registry.repository import Descriptor
-from image_svc.shared_jobs import Job
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from bulkhead.errors import (
     Unauthenticated,
     Unavailable,
 )
-from image_svc import media
+from image_svc.oci import media
 from image_svc.patience import Patience
 from support.fake_registry import FakeRegistry, Handler, Rule
 from support.image_node import Node

@@ -11,9 +11,9 @@ import pytest
 
 from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from image_svc.catalogue import Catalogue
-from image_svc.gc import PARTIAL_AGE
 from image_svc.patience import Patience
 from image_svc.store import Layer, NewImage, NewLayer, Snapshot, Store, StoredLayer
+from image_svc.upkeep.gc import PARTIAL_AGE
 from support.fake_registry import FakeRegistry
 from support.image_node import Node
 from support.images import Image, digest

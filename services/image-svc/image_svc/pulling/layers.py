@@ -11,21 +11,21 @@ from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError
 from bulkhead.metrics import stage
 from image_svc import telemetry
-from image_svc.damage import Damage
-from image_svc.decryption import Gatekeeper
-from image_svc.download import Download, Origin
+from image_svc.decryption.gatekeeper import Gatekeeper
 from image_svc.ingest import Content
-from image_svc.layers import Unpacking, despite_kills
 from image_svc.patience import Patience
-from image_svc.progress import LayerState, Progress, PullState
+from image_svc.pulling.download import Download, Origin
+from image_svc.pulling.progress import LayerState, Progress, PullState
+from image_svc.pulling.shared_jobs import Jobs, all_done
+from image_svc.pulling.turns import Turns
+from image_svc.pulling.unpacking import Unpacking, despite_kills
+from image_svc.pulling.writeback import Writeback
 from image_svc.purpose import Purpose
 from image_svc.registry.repository import Descriptor
-from image_svc.shared_jobs import Jobs, all_done
 from image_svc.store import Layer, NewImage, NewLayer, Store
-from image_svc.turns import Turns
 from image_svc.unpack.client import UnpackClient
 from image_svc.unpack.protocol import DiskFull, Limits
-from image_svc.writeback import Writeback
+from image_svc.upkeep.damage import Damage
 
 #: Downloads of one pull at once where the configuration sets no limit.
 _UNLIMITED = 64

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bulkhead.errors import DataLoss, FailedPrecondition
-from image_svc import digests, media, platforms
 from image_svc.ingest import Content
 from image_svc.leases import Lease
-from image_svc.manifest import CONFIG_LIMIT, Manifest, chain_ids, choose, kind_of, load_json, parse, parse_config
+from image_svc.oci import digests, media, platforms
+from image_svc.oci.manifest import CONFIG_LIMIT, Manifest, chain_ids, choose, kind_of, load_json, parse, parse_config
+from image_svc.oci.platforms import Platform
+from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.platforms import Platform
-from image_svc.reference import Reference
 from image_svc.registry.repository import Descriptor
 from image_svc.store import Layer
 

@@ -15,13 +15,13 @@ import pytest
 from bulkhead.config.model import Registry
 from bulkhead.errors import Cancelled, FailedPrecondition, Internal, ResourceExhausted
 from image_svc.ingest import Ingest
-from image_svc.layers import Unpacking
 from image_svc.patience import Patience
-from image_svc.progress import LayerProgress
+from image_svc.pulling.progress import LayerProgress
+from image_svc.pulling.unpacking import Unpacking
 from image_svc.registry.repository import Repository
 from image_svc.store import Snapshot, Store
 from image_svc.unpack.client import UnpackClient, Usage
-from image_svc.usage import ContainerUsage
+from image_svc.upkeep.usage import ContainerUsage
 from support.fake_registry import FakeRegistry, Handler
 from support.image_node import Node
 from support.images import Image, digest

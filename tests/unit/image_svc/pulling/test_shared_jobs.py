@@ -7,7 +7,7 @@ import pytest
 
 from bulkhead.errors import Cancelled, DeadlineExceeded, Internal, NotFound, ResourceExhausted
 from image_svc.patience import Patience
-from image_svc.shared_jobs import Job, Jobs, all_done
+from image_svc.pulling.shared_jobs import Job, Jobs, all_done
 
 
 class Count(Job[int]):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from image_svc.platforms import Platform, choose, current, normalize
+from image_svc.oci.platforms import Platform, choose, current, normalize
 
 
 @pytest.mark.parametrize(

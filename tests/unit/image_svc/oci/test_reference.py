@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bulkhead.errors import InvalidArgument
-from image_svc import reference
+from image_svc.oci import reference
 
 HEX = "a" * 64
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bulkhead.errors import BulkheadError
-from image_svc import manifest, media
-from image_svc.manifest import Manifest
-from image_svc.platforms import Platform
+from image_svc.oci import manifest, media
+from image_svc.oci.manifest import Manifest
+from image_svc.oci.platforms import Platform
 
 HOST = Platform("linux", "amd64")
 SHA = "sha256:" + "0" * 64
