@@ -59,9 +59,9 @@ class Private:
         Without a space: with SHA-256, OAEP under a 2048 bit key has room for 190 bytes.
         """
         members = {
-            "symkey": _b64(self.key),
+            "symkey": encode(self.key),
             "digest": self.digest,
-            "cipheroptions": {"nonce": _b64(self.nonce)},
+            "cipheroptions": {"nonce": encode(self.nonce)},
         }
         return json.dumps(members, separators=(",", ":")).encode()
 
@@ -108,6 +108,11 @@ def decode(text: str, what: str) -> bytes:
         raise InvalidArgument(f"{what} is not standard base64") from error
 
 
+def encode(data: bytes) -> str:
+    """Return padded standard base64, as Go writes a byte slice into JSON."""
+    return base64.b64encode(data).decode()
+
+
 def public(annotations: Mapping[str, str]) -> Public:
     """Return the public options; InvalidArgument says what is wrong with them."""
     text = annotations.get(PUBLIC, "")
@@ -144,8 +149,8 @@ def private(data: bytes, seen: Public) -> Private:
 
 def to_annotation(mac: bytes) -> str:
     """Return the value of the public options' annotation for a ciphertext with that MAC."""
-    members = {"cipher": CIPHER, "hmac": _b64(mac), "cipheroptions": {}}
-    return _b64(json.dumps(members, separators=(",", ":")).encode())
+    members = {"cipher": CIPHER, "hmac": encode(mac), "cipheroptions": {}}
+    return encode(json.dumps(members, separators=(",", ":")).encode())
 
 
 def _members(data: bytes, what: str) -> dict[str, Any]:
@@ -173,7 +178,3 @@ def _options(members: Mapping[str, Any], what: str) -> dict[str, bytes]:
     if not isinstance(options, dict):
         raise InvalidArgument(f"{what}: cipheroptions is not an object")
     return {name: _bytes(options, name, f"{what}: cipheroptions") for name in options if name == "nonce"}
-
-
-def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

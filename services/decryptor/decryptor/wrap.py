@@ -1,6 +1,5 @@
 """Wrapping a layer's private options for recipients, into the annotations that ocicrypt reads."""
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,9 +44,9 @@ def annotations(
         if scheme == "provider":
             for each in group:
                 blob = tools.tell(each.name, each.key, payload, deadline)
-                found[f"{options.WRAPPED}provider.{each.name}"] = _b64(blob)
+                found[f"{options.WRAPPED}provider.{each.name}"] = options.encode(blob)
         else:
-            found[options.WRAPPED + scheme] = _b64(_wrap(scheme, payload, group, tools, deadline, tokens))
+            found[options.WRAPPED + scheme] = options.encode(_wrap(scheme, payload, group, tools, deadline, tokens))
     return found
 
 
@@ -135,7 +134,3 @@ def _token_key(data: bytes, tokens: Sequence[object] | None) -> object:
     if not isinstance(key, rsa.RSAPublicKey):
         raise InvalidArgument("recipient pkcs11: tokens unwrap with RSA alone")
     return key
-
-
-def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from bulkhead.errors import BulkheadError, FailedPrecondition, InvalidArgument
 from decryptor.deadline import Deadline
 from decryptor.helper import Helper
+from decryptor.options import encode
 
 RECIPIENTS_LIMIT, YAML_LIMIT = 256, 64 * 1024
 #: Seconds a token may take for one operation.
@@ -190,7 +191,7 @@ def unwrap(key: KeyFile, blob: bytes, modules: Modules, helper: Helper, deadline
     copies = recipients(blob)
     if not copies:
         return None
-    order = [{"data": _b64(data), "hash": name} for data, name in copies]
+    order = [{"data": encode(data), "hash": name} for data, name in copies]
     answer = _use(key, {"decrypt": order}, modules, helper, deadline)
     data = answer.get("data")
     return base64.b64decode(data) if isinstance(data, str) else None
@@ -213,7 +214,7 @@ def wrap(
             if isinstance(key, rsa.RSAPublicKey)
             else _wrap_there(payload, key, hash_name, *use)
         )
-        entries.append({"version": 0, "blob": _b64(data), "hash": hash_name})
+        entries.append({"version": 0, "blob": encode(data), "hash": hash_name})
     return json.dumps({"version": 0, "recipients": entries}, separators=(",", ":")).encode()
 
 
@@ -231,7 +232,7 @@ def _wrap_here(payload: bytes, key: rsa.RSAPublicKey, hash_name: str) -> bytes:
 def _wrap_there(
     payload: bytes, key: KeyFile, hash_name: str, modules: Modules, helper: Helper, deadline: Deadline
 ) -> bytes:
-    order = {"encrypt": {"data": _b64(payload), "hash": hash_name}}
+    order = {"encrypt": {"data": encode(payload), "hash": hash_name}}
     data = _use(key, order, modules, helper, deadline).get("data")
     if not isinstance(data, str):
         raise FailedPrecondition(f"{key.name}: the token did not wrap the key")
@@ -280,7 +281,3 @@ def _pin(query: Mapping[str, bytes]) -> str:
             return file.read(1024).decode(errors="replace").rstrip("\r\n")
     except OSError as error:
         raise FailedPrecondition(f"pin-source {source}: {error.strerror}") from error
-
-
-def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

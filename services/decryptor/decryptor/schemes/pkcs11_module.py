@@ -12,6 +12,8 @@ from typing import Any
 import pkcs11
 from pkcs11 import MGF, Attribute, Mechanism, ObjectClass
 
+from decryptor.options import encode
+
 _OAEP = {"sha1": (Mechanism.SHA_1, MGF.SHA1, None), "sha256": (Mechanism.SHA256, MGF.SHA256, None)}
 #: What a token answers when the ciphertext is for another key, or the mechanism is not its.
 _NOT_FOR_IT = (
@@ -48,7 +50,7 @@ def _work(order: dict[str, Any]) -> str | None:
             what = order["encrypt"]
             key = _key(session, order, ObjectClass.PUBLIC_KEY)
             data = base64.b64decode(what["data"])
-            return _b64(key.encrypt(data, mechanism=Mechanism.RSA_PKCS_OAEP, mechanism_param=_OAEP[what["hash"]]))
+            return encode(key.encrypt(data, mechanism=Mechanism.RSA_PKCS_OAEP, mechanism_param=_OAEP[what["hash"]]))
         key = _key(session, order, ObjectClass.PRIVATE_KEY)
         for copy in order["decrypt"]:
             data = base64.b64decode(copy["data"])
@@ -56,7 +58,7 @@ def _work(order: dict[str, Any]) -> str | None:
                 found = key.decrypt(data, mechanism=Mechanism.RSA_PKCS_OAEP, mechanism_param=_OAEP[copy["hash"]])
             except _NOT_FOR_IT:
                 continue
-            return _b64(found)
+            return encode(found)
     return None
 
 
@@ -81,10 +83,6 @@ def _key(session: Any, order: dict[str, Any], kind: ObjectClass) -> Any:
     if len(found) != 1:
         raise LookupError(f"{len(found)} keys in the token fit the URI, expected one")
     return found[0]
-
-
-def _b64(data: bytes) -> str:
-    return base64.b64encode(bytes(data)).decode()
 
 
 if __name__ == "__main__":

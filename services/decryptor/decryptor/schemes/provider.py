@@ -15,6 +15,7 @@ from bulkhead import rpc
 from bulkhead.errors import BulkheadError, FailedPrecondition, InvalidArgument, Unavailable
 from decryptor.deadline import Deadline
 from decryptor.helper import LIMIT, Helper
+from decryptor.options import encode
 
 #: Seconds a provider may take for one answer.
 PATIENCE = 20.0
@@ -67,21 +68,21 @@ def _provider(name: str, entry: object) -> Provider:
 
 def unwrap(provider: Provider, parameters: list[bytes], blob: bytes, helper: Helper, deadline: Deadline) -> bytes:
     """Return the private options that the provider unwrapped; BulkheadError says why it did not."""
-    own = {"Parameters": {provider.name: [_b64(each) for each in parameters]} if parameters else {}}
+    own = {"Parameters": {provider.name: [encode(each) for each in parameters]} if parameters else {}}
     request = {
         "op": "keyunwrap",
         "keywrapparams": {"ec": None, "optsdata": None},
-        "keyunwrapparams": {"dc": own, "annotation": _b64(blob)},
+        "keyunwrapparams": {"dc": own, "annotation": encode(blob)},
     }
     return _result(_ask(provider, "UnWrapKey", request, helper, deadline), "keyunwrapresults", "optsdata", provider)
 
 
 def wrap(provider: Provider, parameter: bytes, payload: bytes, helper: Helper, deadline: Deadline) -> bytes:
     """Return the annotation that the provider made of the private options; BulkheadError says why it did not."""
-    own = {"Parameters": {provider.name: [_b64(parameter or b"Enabled")]}, "DecryptConfig": {"Parameters": None}}
+    own = {"Parameters": {provider.name: [encode(parameter or b"Enabled")]}, "DecryptConfig": {"Parameters": None}}
     request = {
         "op": "keywrap",
-        "keywrapparams": {"ec": own, "optsdata": _b64(payload)},
+        "keywrapparams": {"ec": own, "optsdata": encode(payload)},
         "keyunwrapparams": {"dc": None, "annotation": None},
     }
     return _result(_ask(provider, "WrapKey", request, helper, deadline), "keywrapresults", "annotation", provider)
@@ -162,7 +163,3 @@ def _result(answer: bytes, part: str, name: str, provider: Provider) -> bytes:
     if not value:
         raise FailedPrecondition(f"key provider {provider.name!r} answered without {part}.{name}")
     return value
-
-
-def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
