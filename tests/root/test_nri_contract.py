@@ -2,10 +2,8 @@
 
 import concurrent.futures
 import contextlib
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,7 +11,7 @@ import pytest
 
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from conformance.build import build
-from support.nri import Plugin
+from support.nri import Plugin, connected
 from support.pods import TIMEOUT, Pods
 from support.sandbox import Sandbox
 
@@ -38,22 +36,10 @@ def pods(sandbox: Sandbox) -> Iterator[Pods]:
     sandbox.remove_all()
 
 
-@contextlib.contextmanager
-def connected(sandbox: Sandbox, name: str, *arguments: str) -> Iterator[Plugin]:
+def plugin_of(sandbox: Sandbox, name: str, *arguments: str) -> contextlib.AbstractContextManager[Plugin]:
     """Run a plugin until the block ends."""
-    index, _, base = name.partition("-")
     log = sandbox.directory / f"{name}-{time.monotonic_ns()}.log"
-    command: list[str | Path] = [build("nriplugin")["nriplugin"], "-socket", sandbox.directory / "nri/run/nri.sock"]
-    null = subprocess.DEVNULL
-    with subprocess.Popen(
-        [*command, "-name", base, "-idx", index, "-log", log, *arguments], stdin=null, stdout=null, stderr=null
-    ) as process:
-        plugin = Plugin(name, log, process)
-        try:
-            plugin.heard("Synchronize")
-            yield plugin
-        finally:
-            process.kill()
+    return connected(name, sandbox.directory / "nri/run/nri.sock", log, *arguments)
 
 
 def listed(pods: Pods) -> list[str]:
@@ -77,8 +63,8 @@ def refused(call: Callable[..., Any], *arguments: Any) -> grpc.StatusCode:
 def test_a_pod_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandbox, pods: Pods) -> None:
     """While a plugin thinks about a pod it is not listed, not ready, and gets no container; then it is and does."""
     with (
-        connected(sandbox, "20-slow", "-slow", f"RunPodSandbox={PAUSE}") as plugin,
-        connected(sandbox, "10-first") as first,
+        plugin_of(sandbox, "20-slow", "-slow", f"RunPodSandbox={PAUSE}") as plugin,
+        plugin_of(sandbox, "10-first") as first,
         concurrent.futures.ThreadPoolExecutor() as threads,
     ):
         config = pods.config("exposed")
@@ -100,7 +86,7 @@ def test_a_pod_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandbox, po
 def test_a_container_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandbox, pods: Pods) -> None:
     """While a plugin thinks about a container it is not listed and not created."""
     with (
-        connected(sandbox, "10-slow", "-slow", f"CreateContainer={PAUSE}") as plugin,
+        plugin_of(sandbox, "10-slow", "-slow", f"CreateContainer={PAUSE}") as plugin,
         concurrent.futures.ThreadPoolExecutor() as threads,
     ):
         config = pods.config("hidden")
@@ -120,7 +106,7 @@ def test_a_container_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandb
 def test_a_pods_stop_is_told_when_its_containers_are_stopped(sandbox: Sandbox, pods: Pods) -> None:
     """Containers have exited and the pod can be asked about while plugins hear of its stop; a second stop is silent."""
     with (
-        connected(sandbox, "10-slow", "-slow", f"StopPodSandbox={PAUSE}") as plugin,
+        plugin_of(sandbox, "10-slow", "-slow", f"StopPodSandbox={PAUSE}") as plugin,
         concurrent.futures.ThreadPoolExecutor() as threads,
     ):
         config = pods.config("stopping")
@@ -147,7 +133,7 @@ def test_what_is_refused_before_plugins_is_not_told_them(sandbox: Sandbox, pods:
     config = pods.config("there")
     pod = pods.run(config)
     runtime = pods.runtime
-    with connected(sandbox, "10-watch") as plugin:
+    with plugin_of(sandbox, "10-watch") as plugin:
         heard = plugin.events()
         nameless = cri.ContainerConfig(image=cri.ImageSpec(image=pods.image))
         request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=nameless, sandbox_config=config)
@@ -170,11 +156,11 @@ def test_what_is_refused_before_plugins_is_not_told_them(sandbox: Sandbox, pods:
 def test_a_refusal_may_be_tried_again_at_once(sandbox: Sandbox, pods: Pods) -> None:
     """After a plugin's no, nothing of the pod or the container is left, and the same request succeeds without it."""
     config = pods.config("again")
-    with connected(sandbox, "10-no", "-fail", "RunPodSandbox=induced"):
+    with plugin_of(sandbox, "10-no", "-fail", "RunPodSandbox=induced"):
         refused(pods.run, config)
         assert listed(pods) == []
     pod = pods.run(config)
-    with connected(sandbox, "10-no", "-fail", "CreateContainer=induced") as plugin:
+    with plugin_of(sandbox, "10-no", "-fail", "CreateContainer=induced") as plugin:
         refused(pods.create, pod, config, "app", "sleep 300")
         assert containers(pods, pod) == {}
         assert "StartContainer" not in plugin.events()
@@ -186,11 +172,11 @@ def test_a_pods_new_resources_need_every_plugins_yes(sandbox: Sandbox, pods: Pod
     pod = pods.run(pods.config("resized"))
     wanted = cri.LinuxContainerResources(cpu_shares=512, cpu_quota=50000, cpu_period=100000)
     request = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, overhead=wanted, resources=wanted)
-    with connected(sandbox, "10-no", "-fail", "UpdatePodSandbox=injected") as plugin:
+    with plugin_of(sandbox, "10-no", "-fail", "UpdatePodSandbox=injected") as plugin:
         with pytest.raises(grpc.RpcError, match="injected"):
             pods.runtime.UpdatePodSandboxResources(request, timeout=TIMEOUT)
         assert plugin.events().count("PostUpdatePodSandbox") == 0
-    with connected(sandbox, "10-late-no", "-fail", "PostUpdatePodSandbox=injected") as plugin:
+    with plugin_of(sandbox, "10-late-no", "-fail", "PostUpdatePodSandbox=injected") as plugin:
         pods.runtime.UpdatePodSandboxResources(request, timeout=TIMEOUT)
         told = plugin.heard("UpdatePodSandbox")
         expected = {"shares": {"value": "512"}, "quota": {"value": "50000"}, "period": {"value": "100000"}}

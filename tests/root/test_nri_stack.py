@@ -3,8 +3,6 @@
 import concurrent.futures
 import contextlib
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -12,7 +10,7 @@ import pytest
 
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from conformance.build import build
-from support.nri import Plugin, eventually
+from support.nri import Plugin, connected, end, eventually, launch
 from support.pods import TIMEOUT
 from support.sandbox import Sandbox
 
@@ -30,34 +28,10 @@ def program() -> Path:
     return build("nriplugin")["nriplugin"]
 
 
-@contextlib.contextmanager
-def connected(sandbox: Sandbox, program: Path, name: str, *arguments: str) -> Iterator[Plugin]:
-    """Run a plugin that connects, again and again, and is synchronized."""
-    index, _, base = name.partition("-")
-    log = sandbox.directory / f"{name}.log"
-    command: list[str | Path] = [
-        program,
-        "-socket",
-        sandbox.directory / "nri/run/nri.sock",
-        "-name",
-        base,
-        "-idx",
-        index,
-        "-log",
-        log,
-    ]
-    with subprocess.Popen(
-        [*command, "-reconnect", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        plugin = Plugin(name, log, process)
-        try:
-            plugin.heard("Synchronize")
-            yield plugin
-        finally:
-            process.kill()
+def plugin_of(sandbox: Sandbox, name: str, *arguments: str) -> contextlib.AbstractContextManager[Plugin]:
+    """Run a plugin that connects again and again."""
+    socket, log = sandbox.directory / "nri/run/nri.sock", sandbox.directory / f"{name}.log"
+    return connected(name, socket, log, "-reconnect", *arguments)
 
 
 def test_plugins_survive_the_death_of_the_service(program: Path) -> None:
@@ -69,7 +43,7 @@ def test_plugins_survive_the_death_of_the_service(program: Path) -> None:
     (plugins / "20-own").chmod(0o755)
     (plugins / "20-own.args").write_text(f"-log\n{sandbox.directory}/20-own.log")
     own = Plugin("20-own", sandbox.directory / "20-own.log")
-    with sandbox, connected(sandbox, program, "10-log") as plugin:
+    with sandbox, plugin_of(sandbox, "10-log") as plugin:
         pods = sandbox.pods()
         config = pods.config("web")
         pod = pods.run(config)
@@ -92,40 +66,29 @@ def test_plugins_survive_the_death_of_the_service(program: Path) -> None:
     assert not _processes(plugins / "20-own")
 
 
-def test_a_late_plugin_misses_nothing(program: Path) -> None:
+def test_a_late_plugin_misses_nothing() -> None:
     """Containers made before, while and after a plugin takes 2 s to be synchronized are each told of once."""
     with Sandbox(number=98) as sandbox, concurrent.futures.ThreadPoolExecutor() as threads:
         pods = sandbox.pods()
         config = pods.config("web")
         pod = pods.run(config)
         before = pods.start(pod, config, "before", "sleep 300")
-        late = threads.submit(_run_late, sandbox, program)
-        plugin = Plugin("10-late", sandbox.directory / "10-late.log")
+        socket, log = sandbox.directory / "nri/run/nri.sock", sandbox.directory / "10-late.log"
+        plugin = launch("10-late", socket, log, "-slow", "Synchronize=2s")
         state = plugin.heard("Synchronize")
         made = [threads.submit(pods.start, pod, config, f"during{number}", "sleep 300") for number in range(3)]
         during = [future.result(60) for future in made]
         after = pods.start(pod, config, "after", "sleep 300")
-        process = late.result(10)
         try:
             plugin.heard("PostStartContainer", 4)
             told = [line["container"]["id"] for line in plugin.lines if line["event"] == "CreateContainer"]
             assert state["containers"] == [before]
             assert sorted(told) == sorted([*during, after])
         finally:
-            process.kill()
-            process.wait(10)
+            end(plugin)
 
 
-def _run_late(sandbox: Sandbox, program: Path) -> "subprocess.Popen[bytes]":
-    socket = sandbox.directory / "nri/run/nri.sock"
-    arguments: list[str | Path] = ["-name", "late", "-idx", "10", "-log", sandbox.directory / "10-late.log"]
-    null = subprocess.DEVNULL
-    return subprocess.Popen(
-        [program, "-socket", socket, *arguments, "-slow", "Synchronize=2s"], stdin=null, stdout=null, stderr=null
-    )
-
-
-def test_without_a_required_plugin_nothing_is_made(program: Path) -> None:
+def test_without_a_required_plugin_nothing_is_made() -> None:
     """RunPodSandbox and CreateContainer are refused by name of the plugin while it is not there, or does not answer."""
     with Sandbox(number=98, more=REQUIRED) as sandbox:
         pods = sandbox.pods()
@@ -135,7 +98,7 @@ def test_without_a_required_plugin_nothing_is_made(program: Path) -> None:
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert 'required NRI plugin "guard" is not connected' in str(caught.value.details())
 
-        with connected(sandbox, program, "10-guard", "-slow", "CreateContainer=30s") as guard:
+        with plugin_of(sandbox, "10-guard", "-slow", "CreateContainer=30s") as guard:
             pod = pods.run(config)
             with pytest.raises(grpc.RpcError, match="10-guard failed CreateContainer: no answer within 2 s"):
                 pods.create(pod, config, "app", "sleep 300")

@@ -2,10 +2,12 @@
 
 import contextlib
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+
+from support.tcp_proxy import tcp_proxy
 
 
 @dataclass
@@ -25,31 +27,12 @@ class Cuts:
 @contextmanager
 def cutting_proxy(target: str) -> Iterator[Cuts]:
     """Run a proxy before "host:port" on a loopback port."""
-    host, _, port = target.rpartition(":")
     cuts = Cuts()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        cuts.address = f"127.0.0.1:{listener.getsockname()[1]}"
-
-        def serve() -> None:
-            while True:
-                try:
-                    client, _ = listener.accept()
-                except OSError:
-                    return
-                there = socket.create_connection((host, int(port)), 10)
-                threading.Thread(target=_forward, args=(client, there, cuts), daemon=True).start()
-                threading.Thread(target=_back, args=(there, client, cuts), daemon=True).start()
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield cuts
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join(5)
+    with tcp_proxy(target, partial(_forward, cuts), partial(_back, cuts)) as cuts.address:
+        yield cuts
 
 
-def _forward(client: socket.socket, there: socket.socket, cuts: Cuts) -> None:
+def _forward(cuts: Cuts, client: socket.socket, there: socket.socket) -> None:
     """Pass on what the client sends; a body counts towards the limit, the small requests before it do not."""
     with client, there, contextlib.suppress(OSError):
         passed = 0
@@ -63,7 +46,7 @@ def _forward(client: socket.socket, there: socket.socket, cuts: Cuts) -> None:
                 return
 
 
-def _back(there: socket.socket, client: socket.socket, cuts: Cuts) -> None:
+def _back(cuts: Cuts, there: socket.socket, client: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := there.recv(65536):
             client.sendall(data)

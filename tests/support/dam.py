@@ -6,6 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+
+from support.tcp_proxy import tcp_proxy
 
 
 @dataclass
@@ -23,31 +26,15 @@ class Dam:
 @contextmanager
 def dam(target: str, limit: int) -> Iterator[Dam]:
     """Run such a proxy before "host:port" on a loopback port."""
-    host, _, port = target.rpartition(":")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        made = Dam(f"127.0.0.1:{listener.getsockname()[1]}", limit)
-
-        def serve() -> None:
-            while True:
-                try:
-                    client, _ = listener.accept()
-                except OSError:
-                    return
-                there = socket.create_connection((host, int(port)), 10)
-                threading.Thread(target=_pass, args=(client, there, None), daemon=True).start()
-                threading.Thread(target=_pass, args=(there, client, made), daemon=True).start()
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
+    made = Dam(limit=limit)
+    with tcp_proxy(target, partial(_pass, None), partial(_pass, made)) as made.address:
         try:
             yield made
         finally:
             made.opened.set()
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join(5)
 
 
-def _pass(source: socket.socket, sink: socket.socket, held: Dam | None) -> None:
+def _pass(held: Dam | None, source: socket.socket, sink: socket.socket) -> None:
     passed = 0
     with source, sink, contextlib.suppress(OSError):
         while data := source.recv(65536):

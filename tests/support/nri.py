@@ -13,6 +13,7 @@ from typing import Any
 
 from bulkhead.config.model import Nri
 from bulkhead.proto.containerd import nri_pb2 as nri
+from conformance.build import build
 from sandbox_svc.nri.hooks import Hooks
 from sandbox_svc.nri.runtime import Snapshot
 
@@ -78,6 +79,32 @@ class Plugin:
         raise AssertionError(f"{self.name} heard {self.events()}, not {event}")
 
 
+def launch(name: str, socket: Path, log: Path, *arguments: str) -> Plugin:
+    """Start a plugin "NN-name" with these arguments of tests/conformance/nriplugin."""
+    index, _, base = name.partition("-")
+    program, null = build("nriplugin")["nriplugin"], subprocess.DEVNULL
+    command: list[str | Path] = [program, "-socket", socket, "-name", base, "-idx", index, "-log", log, *arguments]
+    return Plugin(name, log, subprocess.Popen(command, stdin=null, stdout=null, stderr=null))
+
+
+def end(plugin: Plugin) -> None:
+    """Kill a plugin that was started, and reap it."""
+    assert plugin.process is not None
+    plugin.process.kill()
+    plugin.process.wait(10)
+
+
+@contextmanager
+def connected(name: str, socket: Path, log: Path, *arguments: str) -> Iterator[Plugin]:
+    """Run a plugin that is synchronized when the block begins and killed when it ends."""
+    plugin = launch(name, socket, log, *arguments)
+    try:
+        plugin.heard("Synchronize")
+        yield plugin
+    finally:
+        end(plugin)
+
+
 class Bench:
     """Hooks in this process, in a scratch directory, and real plugins connected to them."""
 
@@ -97,20 +124,12 @@ class Bench:
             **options,
         )
         self.hooks = Hooks(self.config, self.node, "1.2.3")
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: list[Plugin] = []
 
     def connect(self, name: str, *arguments: str, wait: bool = True) -> Plugin:
         """Run a plugin "NN-name" that connects; unless told not to, wait until it is asked like any other."""
-        index, _, base = name.partition("-")
-        log = self.directory / f"{name}.log"
-        process = subprocess.Popen(
-            [self.program, "-socket", self.config.socket_path, "-name", base, "-idx", index, "-log", log, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self._running.append(process)
-        plugin = Plugin(name, log, process)
+        plugin = launch(name, Path(self.config.socket_path), self.directory / f"{name}.log", *arguments)
+        self._running.append(plugin)
         if wait:
             eventually(lambda: name in self.names())
         return plugin
@@ -133,9 +152,8 @@ class Bench:
     def close(self) -> None:
         """End everything."""
         self.hooks.stop()
-        for process in self._running:
-            process.kill()
-            process.wait(10)
+        for plugin in self._running:
+            end(plugin)
 
 
 def eventually(true: Callable[[], bool], timeout: float = 10.0) -> None:

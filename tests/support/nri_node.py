@@ -3,15 +3,13 @@
 import contextlib
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bulkhead import paths
-from conformance.build import build
-from support.nri import Plugin, eventually
+from support.nri import Plugin, end, eventually, launch
 from support.sandbox import Sandbox
 
 
@@ -25,18 +23,9 @@ class Plugins:
 
     def connect(self, name: str, *arguments: str) -> Plugin:
         """Run a plugin "NN-name" with these arguments of tests/conformance/nriplugin; it is synchronized on return."""
-        index, _, base = name.partition("-")
         log = self.directory / f"{name}.log"
         log.unlink(missing_ok=True)
-        program = build("nriplugin")["nriplugin"]
-        socket = self.directory / "run" / "nri.sock"
-        process = subprocess.Popen(
-            [program, "-socket", socket, "-name", base, "-idx", index, "-log", log, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        plugin = Plugin(name, log, process)
+        plugin = launch(name, self.directory / "run" / "nri.sock", log, *arguments)
         self._running.append(plugin)
         plugin.heard("Synchronize")
         return plugin
@@ -50,9 +39,7 @@ class Plugins:
         self._running.remove(plugin)
         text = f"NRI plugin {plugin.name} is gone"
         before = self.sandbox.log.count(text)
-        assert plugin.process is not None
-        plugin.process.kill()
-        plugin.process.wait(10)
+        end(plugin)
         eventually(lambda: self.sandbox.log.count(text) > before)
 
     def close(self) -> None:

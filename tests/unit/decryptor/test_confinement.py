@@ -1,34 +1,18 @@
-"""The decryptor's system call filter, run on a small interpreter of its own instructions."""
+"""The decryptor's system call filter."""
 
 import errno
-import struct
 
 import pytest
 
 from bulkhead import seccomp
 from bulkhead.seccomp import ALLOW, KILL, fails
 from decryptor import confinement
+from support.bpf import answer
 
 
 def verdict(machine: str, number: int, *arguments: int, architecture: int | None = None) -> int:
-    """Return what the filter answers for a call, as the kernel would run it."""
-    column = seccomp.MACHINES[machine][1]
-    padded = (*arguments, *[0] * (6 - len(arguments)))
-    data = struct.pack("=iI7Q", number, architecture or column, 0, *padded)
-    code = list(struct.iter_unpack("=HBBI", confinement.program(machine)))
-    position, accumulator = 0, 0
-    while True:
-        operation, true, false, value = code[position]
-        position += 1
-        if operation == 0x20:
-            (accumulator,) = struct.unpack_from("=I", data, value)
-        elif operation == 0x15:
-            position += true if accumulator == value else false
-        elif operation == 0x45:
-            position += true if accumulator & value else false
-        else:
-            assert operation == 0x06
-            return int(value)
+    """Return what the filter answers for a call."""
+    return answer(confinement.program(machine), architecture or seccomp.MACHINES[machine][1], number, arguments)
 
 
 NUMBERS = {

@@ -1,33 +1,19 @@
-"""The system call filter, run on a small interpreter of its own instructions."""
+"""The system call filter of the unpack helper's worker."""
 
 import os
-import struct
 
 import pytest
 
 from image_svc.unpack import seccomp
+from support.bpf import answer
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
 def verdict(machine: str, number: int, third: int = 0, architecture: int | None = None) -> int:
-    """Return what the filter answers for a call, as the kernel would run it."""
-    data = struct.pack("=iI7Q", number, architecture or ARCHITECTURE[machine], 0, 0, 0, third, 0, 0, 0)
-    code = list(struct.iter_unpack("=HBBI", seccomp.program(machine)))
-    position, accumulator = 0, 0
-    while True:
-        operation, true, false, value = code[position]
-        position += 1
-        if operation == 0x20:
-            (accumulator,) = struct.unpack_from("=I", data, value)
-        elif operation == 0x15:
-            position += true if accumulator == value else false
-        elif operation == 0x45:
-            position += true if accumulator & value else false
-        else:
-            assert operation == 0x06
-            return int(value)
+    """Return what the filter answers for a call."""
+    return answer(seccomp.program(machine), architecture or ARCHITECTURE[machine], number, (0, 0, third))
 
 
 FORBIDDEN = {
