@@ -76,6 +76,22 @@ def parse(text: str) -> Reference:
     return Reference(domain, path, tag=tag or "latest")
 
 
+def parse_tagged(text: str) -> Reference:
+    """Return a name that is to be given to an image: one with a digest, which cannot be given, is InvalidArgument."""
+    parsed = parse(text)
+    if parsed.digest:
+        raise InvalidArgument(f"name {text!r} has a digest; expected a name with a tag or without")
+    return parsed
+
+
+def complete(text: str) -> str:
+    """Return the complete form of a name as text, "" for what is no name."""
+    try:
+        return str(parse(text))
+    except InvalidArgument:
+        return ""
+
+
 def _split_domain(name: str) -> tuple[str, str]:
     first, slash, remainder = name.partition("/")
     named = "." in first or ":" in first or first == "localhost" or first.lower() != first

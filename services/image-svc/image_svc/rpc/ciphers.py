@@ -76,9 +76,7 @@ class Ciphering:
         return self._evictor.evict(manifests, dry_run=request.dry_run, patience=patience)
 
     def _order(self, request: pb.EncryptImageRequest | pb.DecryptImageRequest) -> Order:
-        name = reference.parse(request.name)
-        if name.digest:
-            raise InvalidArgument(f"name {request.name!r} has a digest; expected a name with a tag or without")
+        name = reference.parse_tagged(request.name)
         entry = self._inventory.find(request.image)
         tree = self._inventory.tree(entry)
         wanted = request.platforms
@@ -114,8 +112,5 @@ def _recipient(asked: pb.ImageRecipient) -> keys_pb2.Recipient:
 
 def _name(asked: str, names: tuple[str, ...]) -> Reference:
     """Return the name that was asked for, or for an id or a digest the first there is."""
-    try:
-        found = reference.parse(asked)
-    except InvalidArgument:
-        found = None
-    return found if found is not None and str(found) in names else reference.parse(names[0])
+    found = reference.complete(asked)
+    return reference.parse(found if found in names else names[0])

@@ -125,11 +125,8 @@ def _manifest_for(image: Image, *names: str) -> str:
     That is the stricter choice: plain and encrypted images with the same content share their id.
     """
     for text in names:
-        try:
-            if named := image.manifests.get(str(reference.parse(text))):
-                return named
-        except InvalidArgument:
-            continue
+        if named := image.manifests.get(reference.complete(text)):
+            return named
     return min(image.encrypted or image.manifests.values())
 
 

@@ -91,10 +91,10 @@ class Inventory:
         image = self._parts.catalogue.try_find(text)
         if image is not None:
             entry = self._of_image(image, self._parts.store.targets(), self._parts.store.pulled_at())
-            name = _complete(text)
+            name = reference.complete(text)
             return self._by_name(entry, image, name) if name in image.manifests else entry
         content = self._contents_entries()
-        name = _complete(text)
+        name = reference.complete(text)
         matches = [entry for entry in content if name in entry.names] or self._by_digest(text, content)
         if len(matches) > 1:
             raise InvalidArgument(f"{text!r} is the beginning of {len(matches)} ids or digests")
@@ -212,14 +212,6 @@ class Inventory:
             wanted = f"sha256:{digits}"
             found = [entry for entry in self.entries() if wanted in (entry.manifest, entry.target)]
         return found
-
-
-def _complete(text: str) -> str:
-    """Return the complete form of a name, or "" for what is none."""
-    try:
-        return str(reference.parse(text))
-    except InvalidArgument:
-        return ""
 
 
 def _nanoseconds(value: object) -> int:

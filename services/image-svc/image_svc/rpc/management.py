@@ -254,10 +254,7 @@ def _push_target(entry: Entry, request: pb.PushRequest) -> Reference:
 
 def _names(entry: Entry, asked: str) -> tuple[Reference, ...]:
     """Return the names to export: the one asked for, or for an id every tag, or what there is by digest."""
-    try:
-        name = str(reference.parse(asked))
-    except InvalidArgument:
-        name = ""
+    name = reference.complete(asked)
     names = (name,) if name in entry.names else entry.tags or entry.names[:1]
     return tuple(reference.parse(each) for each in names)
 

@@ -24,7 +24,7 @@ class Naming:
     def tag(self, image: str, names: Iterable[str], *, keep_existing: bool) -> list[str]:
         """Give an image further names and return their complete forms."""
         entry = self._inventory.find(image)
-        wanted = [_tagged(name) for name in names]
+        wanted = [str(reference.parse_tagged(name)) for name in names]
         if not wanted:
             raise InvalidArgument("names is empty; expected at least one new name")
         known = self._parts.store.targets()
@@ -41,7 +41,7 @@ class Naming:
     def delete(self, image: str, *, force: bool) -> images_pb2.DeleteResponse:
         """Remove a name, or an image with all its names if that was its last tag or an id was given."""
         entry = self._inventory.find(image)
-        named = _complete(image)
+        named = reference.complete(image)
         single = named in entry.names
         rest = [tag for tag in entry.tags if tag != named]
         if single and (rest or (len(entry.names) > 1 and "@" in named)):
@@ -92,20 +92,6 @@ class Naming:
         if "@" in gone or any(_repository(tag) == _repository(gone) for tag in entry.tags if tag != gone):
             return []
         return [name for name in entry.names if "@" in name and _repository(name) == _repository(gone)]
-
-
-def _tagged(name: str) -> str:
-    parsed = reference.parse(name)
-    if parsed.digest:
-        raise InvalidArgument(f"name {name!r} has a digest; expected a name with a tag or without")
-    return str(parsed)
-
-
-def _complete(text: str) -> str:
-    try:
-        return str(reference.parse(text))
-    except InvalidArgument:
-        return ""
 
 
 def _repository(name: str) -> str:

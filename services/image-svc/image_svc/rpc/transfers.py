@@ -87,10 +87,7 @@ def stream(work: Work, period: float = PERIOD) -> Iterator[images_pb2.TransferEv
 
 def _is_of(pull: Progress, image: str) -> bool:
     """Whether a pull, whose name is as its caller wrote it, is of an image by its complete name ("" for any)."""
-    try:
-        return not image or str(reference.parse(pull.reference)) == image
-    except InvalidArgument:
-        return False
+    return not image or reference.complete(pull.reference) == image
 
 
 def watch(

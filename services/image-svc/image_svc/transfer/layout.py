@@ -58,7 +58,7 @@ class Layouts:
 
         FailedPrecondition says what the archive lacks.
         """
-        given = tuple(_tagged(name) for name in names)
+        given = tuple(reference.parse_tagged(name) for name in names)
         if self._archive.read("index.json") is not None:
             found = self._oci(base_name, named=bool(given))
         elif self._archive.read("manifest.json") is not None:
@@ -126,7 +126,7 @@ class Layouts:
         size = self._content.path(config).stat().st_size
         manifest = _manifest(Descriptor(config, size, media.DOCKER_CONFIG), blobs)
         target = Descriptor(self._staging.document(manifest), len(manifest), media.DOCKER_MANIFEST)
-        return Incoming(target, tuple(dict.fromkeys(_tagged(tag) for tag in tags)))
+        return Incoming(target, tuple(dict.fromkeys(reference.parse_tagged(tag) for tag in tags)))
 
     def _configuration(self, name: object, where: str) -> str:
         """Return the digest of an image's configuration, now a blob; its file is named after it."""
@@ -189,15 +189,7 @@ def _own_names(annotations: dict[str, str], base_name: str, where: str) -> tuple
     if not base_name:
         text = f"{where}: it is called {short!r} only; say what that is a tag of (base_name), or give the image a name"
         raise InvalidArgument(text)
-    return (_tagged(f"{base_name}:{short}"),)
-
-
-def _tagged(name: str) -> Reference:
-    """Return a name to give to an image; a digest is nothing that can be given."""
-    parsed = reference.parse(name)
-    if parsed.digest:
-        raise InvalidArgument(f"name {name!r} has a digest; expected a name with a tag or without")
-    return parsed
+    return (reference.parse_tagged(f"{base_name}:{short}"),)
 
 
 def _renamed(found: list[Incoming], given: tuple[Reference, ...]) -> list[Incoming]:

@@ -168,3 +168,19 @@ def test_corners_of_the_grammar(text: str, complete: str) -> None:
         return
     with pytest.raises(InvalidArgument):
         reference.parse(text)
+
+
+def test_names_to_give() -> None:
+    """A name to be given has a tag, the latest where none is named, and no digest."""
+    assert str(reference.parse_tagged("app")) == "docker.io/library/app:latest"
+    assert reference.parse_tagged("host:5000/app:1").tag == "1"
+    for text in (f"app@sha256:{HEX}", f"app:1@sha256:{HEX}"):
+        with pytest.raises(InvalidArgument, match=r"'app.*' has a digest; expected a name with a tag or without"):
+            reference.parse_tagged(text)
+
+
+@pytest.mark.parametrize("text", ["", HEX, "Busybox", "app:"])
+def test_what_is_no_name_has_no_complete_form(text: str) -> None:
+    """An id or a malformed name is answered with nothing, where a name has its complete form."""
+    assert reference.complete("app") == "docker.io/library/app:latest"
+    assert reference.complete(text) == ""
