@@ -17,6 +17,7 @@ from typing import Any
 
 from bulkhead import command
 from bulkhead.errors import BulkheadError
+from image_svc import quote
 from image_svc.credentials import configuration
 from image_svc.credentials.configuration import Provider
 from image_svc.credentials.matching import parse
@@ -166,8 +167,8 @@ def ask(provider: Provider, bin_dir: Path, image: str, timeout: float) -> Answer
         raise ProviderError(f"{what}: {error}") from error
     if result.returncode != 0:
         # Its standard error is for people; the answer on the other stream may be half a password.
-        words = "".join(c if c.isprintable() else " " for c in result.stderr.decode(errors="replace"))
-        raise ProviderError(f"{what}: exit status {result.returncode}: {words.strip()[-300:] or 'no word of why'}")
+        words = quote.one_line(result.stderr.decode(errors="replace")).strip()[-300:]
+        raise ProviderError(f"{what}: exit status {result.returncode}: {words or 'no word of why'}")
     try:
         return read_answer(json.loads(result.stdout), provider.api_version)
     except RecursionError:

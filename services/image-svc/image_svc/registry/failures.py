@@ -17,6 +17,7 @@ from bulkhead.errors import (
     ResourceExhausted,
     Unauthenticated,
 )
+from image_svc import quote
 from image_svc.kubelet_errors import RegistryUnavailable
 from image_svc.registry.credentials import Account
 
@@ -110,7 +111,7 @@ def _words(response: httpx.Response) -> str:
         text = ": ".join(str(first[key]) for key in ("code", "message") if first.get(key))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return ""
-    return "".join(c if c.isprintable() else " " for c in text)[:300]
+    return quote.one_line(text)[:300]
 
 
 def _retry_after(response: httpx.Response) -> float:

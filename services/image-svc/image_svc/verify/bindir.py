@@ -13,6 +13,7 @@ from pathlib import Path
 from bulkhead import command
 from bulkhead.config.model import ImageVerifier
 from bulkhead.errors import BulkheadError
+from image_svc import quote
 from image_svc.kubelet_errors import SignatureValidationFailed
 from image_svc.patience import Patience
 from image_svc.registry.repository import Descriptor
@@ -95,7 +96,7 @@ def _ask(program: Path, name: str, target: Descriptor, timeout: float, patience:
     words = result.stdout[:KEPT].decode(errors="replace").strip()
     if len(result.stdout) > KEPT:
         words += "(stdout truncated)"
-    quoted = "".join(c if c.isprintable() else " " for c in words)
+    quoted = quote.one_line(words)
     quoted = quoted if len(quoted) <= QUOTED else f"{quoted[:QUOTED]}…"
     if result.returncode < 0:
         signal = -result.returncode
