@@ -12,7 +12,7 @@ from image_svc.ingest import Content
 from image_svc.leases import Leases
 from image_svc.oci.platforms import Platform
 from image_svc.patience import Patience
-from image_svc.pulling.layers import Bringer
+from image_svc.pulling.layers import LayerPuller
 from image_svc.pulling.pull import Puller
 from image_svc.registry.registries import Registries
 from image_svc.registry.repository import Retry
@@ -46,11 +46,11 @@ class Node:
         self.store = Store(self.root / "images.db")
         self.leases = Leases()
         gatekeeper = Gatekeeper(self.root, self.key_model)
-        self.bringer = Bringer(config, self.content, self.store, client, gatekeeper)
+        self.layer_puller = LayerPuller(config, self.content, self.store, client, gatekeeper)
         self.puller = Puller(
             Registries(config, retry=QUICK),
             self.content,
-            self.bringer,
+            self.layer_puller,
             gatekeeper,
             self.leases,
             host=Platform("linux", "amd64"),

@@ -10,10 +10,10 @@ from image_svc.decryption.gatekeeper import Gatekeeper
 from image_svc.ingest import Content
 from image_svc.leases import Leases
 from image_svc.proxied import Proxies
-from image_svc.proxied.bring import ProxiedBringer
 from image_svc.proxied.collect import ProxiedGarbage
+from image_svc.proxied.layers import ProxiedLayerPuller
 from image_svc.proxied.ready import Ready
-from image_svc.pulling.layers import Bringer
+from image_svc.pulling.layers import LayerPuller
 from image_svc.pulling.pull import Puller
 from image_svc.registry.registries import Registries
 from image_svc.snapshotters import Snapshotters
@@ -39,7 +39,7 @@ class Parts:
     snapshotters: Snapshotters
     ready: Ready
     catalogue: Catalogue
-    bringer: Bringer
+    layer_puller: LayerPuller
     puller: Puller
     collector: Collector
     usage: ContainerUsage
@@ -61,10 +61,10 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
     registries = Registries(config)
     gate = Gate(config.image_verifier, content, store)
     damage = Damage(store, content, client)
-    bringer = Bringer(config, content, store, client, gatekeeper)
-    proxied = ProxiedBringer(config, content, store, client, gatekeeper, bringer, proxies)
+    layers = LayerPuller(config, content, store, client, gatekeeper)
+    proxied = ProxiedLayerPuller(config, store, client, layers, proxies)
     elsewhere = partial(snapshotters.elsewhere, proxied)
-    puller = Puller(registries, content, bringer, gatekeeper, leases, checks=(gate.pulled,), elsewhere=elsewhere)
+    puller = Puller(registries, content, layers, gatekeeper, leases, checks=(gate.pulled,), elsewhere=elsewhere)
     discard = config.images.discard_unpacked_layers
     garbage = ProxiedGarbage(store, leases, proxies)
     return Parts(
@@ -77,7 +77,7 @@ def assemble(config: Config, client: UnpackClient) -> Parts:
         snapshotters=snapshotters,
         ready=Ready(store, content, snapshotters, puller, config.bulkhead.pull_timeout),
         catalogue=Catalogue(store, config.images.pinned_images.values()),
-        bringer=bringer,
+        layer_puller=layers,
         puller=puller,
         collector=Collector(store, content, client, leases, discard_unpacked_layers=discard, elsewhere=garbage.collect),
         usage=ContainerUsage(store, client, config.images.stats_collect_period, proxies),

@@ -7,7 +7,7 @@ from pathlib import Path
 from bulkhead.errors import InvalidArgument
 from image_svc.oci.reference import Reference
 from image_svc.proxied import Proxies, Proxy
-from image_svc.proxied.bring import Into, ProxiedBringer
+from image_svc.proxied.layers import ProxiedLayerPuller, ProxiedLayers
 from image_svc.proxied.snapshotter import Proxied
 from image_svc.pulling.metadata import Found
 from image_svc.snapshots import OWN, Prepared, Snapshotter, open_snapshotter
@@ -50,10 +50,12 @@ class Snapshotters:
         """Return a proxy snapshotter; None for one of Bulkhead's own."""
         return self._proxies.get(self.name(name))
 
-    def elsewhere(self, bringer: ProxiedBringer, snapshotter: str, name: Reference, found: Found) -> Into | None:
-        """Return what brings an image into a snapshotter; None for Bulkhead's own, which share their layers."""
+    def elsewhere(
+        self, puller: ProxiedLayerPuller, snapshotter: str, name: Reference, found: Found
+    ) -> ProxiedLayers | None:
+        """Return what pulls an image's layers into a snapshotter; None for Bulkhead's own, which share their layers."""
         self.get(snapshotter)
-        return bringer.into(self.name(snapshotter), name, found)
+        return puller.into(self.name(snapshotter), name, found)
 
     def prepare(self, snapshot: Snapshot) -> Prepared:
         """Make a container's snapshot, or return the plan of the one that is there; its layers must be there."""

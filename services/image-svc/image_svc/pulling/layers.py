@@ -18,7 +18,7 @@ from image_svc.pulling.download import Download, Origin
 from image_svc.pulling.progress import LayerState, Progress, PullState
 from image_svc.pulling.shared_jobs import Jobs, all_done
 from image_svc.pulling.turns import Turns
-from image_svc.pulling.unpacking import Unpacking, despite_kills
+from image_svc.pulling.unpacking import Unpacker, Unpacking, despite_kills
 from image_svc.pulling.writeback import Writeback
 from image_svc.purpose import Purpose
 from image_svc.registry.repository import Descriptor
@@ -32,7 +32,7 @@ _UNLIMITED = 64
 
 
 @dataclass(frozen=True)
-class _Pull:
+class Pull:
     """What one pull gives to each of its layers."""
 
     origin: Origin
@@ -45,8 +45,8 @@ class _Pull:
     purpose: Purpose
 
 
-class Bringer:
-    """Brings layers; any number of pulls at once share what they have in common."""
+class LayerPuller:
+    """Pulls layers; any number of pulls at once share what they have in common, and the node's budget for unpacking."""
 
     def __init__(
         self, config: Config, content: Content, store: Store, client: UnpackClient, gatekeeper: Gatekeeper
@@ -67,19 +67,17 @@ class Bringer:
             seconds=config.bulkhead.unpack_timeout,
         )
 
-    def bring(
-        self,
-        image: NewImage,
-        documents: Mapping[str, int],
-        origin: Origin,
-        patience: Patience,
-        progress: Progress,
-        purpose: Purpose,
-    ) -> None:
+    def pull_of(self, image: str, origin: Origin, patience: Patience, progress: Progress, purpose: Purpose) -> Pull:
+        """Return what the layers of one pull share."""
+        slots = threading.Semaphore(self._config.images.max_concurrent_downloads or _UNLIMITED)
+        return Pull(origin, slots, patience, progress, image, purpose)
+
+    def pull_all(self, image: NewImage, documents: Mapping[str, int], pull: Pull) -> None:
         """Have every layer unpacked, and the image recorded; the caller's lease holds what it is made of.
 
         `documents` are blobs that the pull stored and nobody recorded yet, sizes by digest.
         """
+        progress = pull.progress
         missing = self._missing(image.layers)
         if len(missing) < len(image.layers) and self._damage.layers():
             missing = self._missing(image.layers)
@@ -88,13 +86,11 @@ class Bringer:
             if shown.chain_id not in chains:
                 shown.state, shown.received = LayerState.PRESENT, shown.size
         telemetry.LAYERS.labels("present").inc(len(image.layers) - len(missing))
-        slots = threading.Semaphore(self._config.images.max_concurrent_downloads or _UNLIMITED)
-        pull = _Pull(origin, slots, patience, progress, image.names[0], purpose)
         try:
             with ExitStack() as stack:
                 jobs = self._unpack_all(missing, pull, stack)
                 progress.state = PullState.COMMITTING
-                self._commit(image, documents, jobs, patience)
+                self._commit(image, documents, jobs, pull.patience)
         except DiskFull as error:
             raise DiskFull(f"{error}; {self._shortage(progress)}") from error
         telemetry.LAYERS.labels("unpacked").inc(len(missing))
@@ -107,7 +103,7 @@ class Bringer:
         self._make_durable(blobs, patience)
         self._store.add_blobs(blobs)
 
-    def _unpack_all(self, missing: list[Layer], pull: _Pull, stack: ExitStack) -> dict[str, Unpacking]:
+    def _unpack_all(self, missing: list[Layer], pull: Pull, stack: ExitStack) -> dict[str, Unpacking]:
         """Unpack layers, or wait for pulls that do; a failure that is another pull's is tried again on our own."""
         jobs: dict[str, Unpacking] = {}
         foreign: set[str] = set()
@@ -117,7 +113,7 @@ class Bringer:
             for layer in missing:
                 if layer.chain_id in jobs:
                     continue
-                make = partial(self._unpacking, layer, names[layer.chain_id], pull)
+                make = partial(self._own, layer, names[layer.chain_id], pull)
                 entered = ExitStack()
                 stack.push(entered)
                 job, mine = entered.enter_context(self.jobs.join(("layer", layer.chain_id), make, pull.patience))
@@ -142,25 +138,33 @@ class Bringer:
                 continue
             return jobs
 
-    def _unpacking(self, layer: Layer, name: int, pull: _Pull) -> Unpacking:
-        own = Patience(self._config.bulkhead.pull_timeout, f"layer {layer.digest}")
-        open_blob = partial(self._downloading, layer, pull, own)
-        decoder = self._gatekeeper.decoder(layer, pull.image, pull.purpose)
-        job = Unpacking(layer, name, open_blob, self._client, self._limits, self._turns, own, decoder)
+    def _own(self, layer: Layer, name: int, pull: Pull) -> Unpacking:
+        patience = Patience(self._config.bulkhead.pull_timeout, f"layer {layer.digest}")
+        job = self.unpacking(layer, name, pull, self._client, patience)
         job.future.add_done_callback(lambda _: self._writeback.kick())
         return job
 
+    def unpacking(self, layer: Layer, name: int, pull: Pull, unpacker: Unpacker, patience: Patience) -> Unpacking:
+        """Return the job, not begun, that fetches a layer and has it unpacked under that name."""
+        blob = Descriptor(layer.digest, layer.size, layer.media_type)
+        open_blob = partial(self.downloading, blob, pull, patience)
+        decoder = self._gatekeeper.decoder(layer, pull.image, pull.purpose)
+        return Unpacking(layer, name, open_blob, unpacker, self._limits, self._turns, patience, decoder)
+
     @contextmanager
-    def _downloading(
-        self, layer: Layer, pull: _Pull, patience: Patience, avoid: tuple[str, ...]
+    def downloading(
+        self, wanted: Descriptor, pull: Pull, patience: Patience, avoid: tuple[str, ...] = ()
     ) -> Iterator[tuple[Download, bool]]:
-        wanted = Descriptor(layer.digest, layer.size, layer.media_type)
+        """Yield a blob's download and whether it was begun here: one for all who want the blob, as long as any does.
+
+        One that is begun here avoids those hosts where it can.
+        """
 
         def make() -> Download:
-            own = Patience(self._config.bulkhead.pull_timeout, f"download of {layer.digest}")
+            own = Patience(self._config.bulkhead.pull_timeout, f"download of {wanted.digest}")
             return Download(wanted, pull.origin, self._content, pull.slots, own, avoid)
 
-        with self.jobs.join(("blob", layer.digest), make, patience) as (download, mine):
+        with self.jobs.join(("blob", wanted.digest), make, patience) as (download, mine):
             assert isinstance(download, Download)
             yield download, mine
 

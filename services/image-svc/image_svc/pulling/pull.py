@@ -18,7 +18,7 @@ from image_svc.oci.platforms import Platform
 from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
 from image_svc.pulling.download import Origin
-from image_svc.pulling.layers import Bringer
+from image_svc.pulling.layers import LayerPuller, Pull
 from image_svc.pulling.local import LocalContent
 from image_svc.pulling.metadata import Documents, Finder, Found
 from image_svc.pulling.progress import LayerProgress, Progress, Pulls, PullState
@@ -44,23 +44,15 @@ class Place(Documents, Origin, Protocol):
 Check = Callable[[Reference, Found, Place, Purpose, Patience], None]
 
 
-class Brings(Protocol):
-    """What brings an image's layers to where they are wanted."""
+class PullsLayers(Protocol):
+    """What pulls an image's layers to where they are wanted."""
 
-    def bring(
-        self,
-        image: NewImage,
-        documents: Mapping[str, int],
-        origin: Origin,
-        patience: Patience,
-        progress: Progress,
-        purpose: Purpose,
-    ) -> None:
+    def pull_all(self, image: NewImage, documents: Mapping[str, int], pull: Pull) -> None:
         """Have every layer there, and the image recorded; `documents` are sizes of blobs, by digest, to record."""
 
 
-#: Gives, for the name of a snapshotter, what brings an image into it; None for Bulkhead's own ("" is the node's).
-Elsewhere = Callable[[str, Reference, Found], Brings | None]
+#: Gives, for the name of a snapshotter, what pulls layers into it; None for Bulkhead's own ("" is the node's).
+Elsewhere = Callable[[str, Reference, Found], PullsLayers | None]
 
 
 class Puller:
@@ -70,7 +62,7 @@ class Puller:
         self,
         registries: Registries,
         content: Content,
-        bringer: Bringer,
+        layer_puller: LayerPuller,
         gatekeeper: Gatekeeper,
         leases: Leases,
         *,
@@ -80,7 +72,7 @@ class Puller:
     ) -> None:
         self._registries = registries
         self._content = content
-        self._bringer = bringer
+        self._layer_puller = layer_puller
         self._gatekeeper = gatekeeper
         self._leases = leases
         self._checks = (self._authorised, *checks)
@@ -159,8 +151,10 @@ class Puller:
             check(name, found, place, purpose, patience)
         progress.state = PullState.FETCHING
         with stage("pull_layers"):
-            bringer = self._elsewhere(snapshotter, name, found) or self._bringer
-            bringer.bring(_image(name, found), finder.fetched, place, patience, progress, purpose)
+            image = _image(name, found)
+            pull = self._layer_puller.pull_of(image.names[0], place, patience, progress, purpose)
+            layers = self._elsewhere(snapshotter, name, found) or self._layer_puller
+            layers.pull_all(image, finder.fetched, pull)
         return found.manifest.size
 
     @contextmanager

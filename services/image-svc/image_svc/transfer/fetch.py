@@ -1,7 +1,6 @@
 """Pulls by hand: to run, as the CRI does, or to have: other platforms, and images that this node cannot unpack."""
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from image_svc.oci.platforms import Platform
 from image_svc.oci.reference import Reference
 from image_svc.parts import Parts
 from image_svc.patience import Patience
-from image_svc.pulling.download import Download
+from image_svc.pulling.layers import Pull
 from image_svc.pulling.progress import LayerProgress, LayerState, Progress, PullState
 from image_svc.purpose import Purpose
 from image_svc.registry.repository import Descriptor, Repository
@@ -172,10 +171,11 @@ class _Fetch:
         shown = [LayerProgress(digest, blob.size) for digest, blob in wanted.items()]
         self._progress.layers = tuple(shown)
         self._progress.state = PullState.FETCHING
+        name = str(self._repository.reference)
+        pull = self._parts.layer_puller.pull_of(name, self._repository, self._patience, self._progress, Purpose())
         limit = self._parts.config.images.max_concurrent_downloads or _UNLIMITED
-        slots = threading.Semaphore(limit)
         with ThreadPoolExecutor(limit, thread_name_prefix="fetch") as pool:
-            jobs = [pool.submit(self._blob, wanted[layer.digest], layer, slots) for layer in shown]
+            jobs = [pool.submit(self._blob, wanted[layer.digest], layer, pull) for layer in shown]
             try:
                 for job in jobs:
                     job.result()
@@ -183,7 +183,7 @@ class _Fetch:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._patience.cancel()
                 raise
-        self._parts.bringer.keep({digest: blob.size for digest, blob in wanted.items()}, self._patience)
+        self._parts.layer_puller.keep({digest: blob.size for digest, blob in wanted.items()}, self._patience)
 
     def _document(self, wanted: Descriptor) -> None:
         """Have a manifest or index in the content store, checked."""
@@ -197,18 +197,11 @@ class _Fetch:
             self._parts.content.store(wanted.digest, data)
             self._parts.store.add_blob(wanted.digest, len(data))
 
-    def _blob(self, wanted: Descriptor, shown: LayerProgress, slots: threading.Semaphore) -> None:
+    def _blob(self, wanted: Descriptor, shown: LayerProgress, pull: Pull) -> None:
         if self._parts.content.has(wanted.digest, wanted.size):
             shown.state, shown.received = LayerState.PRESENT, wanted.size
             return
-        limit = self._parts.config.bulkhead.pull_timeout
-
-        def make() -> Download:
-            own = Patience(limit, f"download of {wanted.digest}")
-            return Download(wanted, self._repository, self._parts.content, slots, own)
-
-        with self._parts.bringer.jobs.join(("blob", wanted.digest), make, self._patience) as (job, _):
-            assert isinstance(job, Download)
+        with self._parts.layer_puller.downloading(wanted, pull, self._patience) as (job, _):
             shown.state = LayerState.DOWNLOADING
             job.show(shown)
             try:

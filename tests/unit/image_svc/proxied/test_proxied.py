@@ -27,8 +27,8 @@ from image_svc.decryption.gatekeeper import Gatekeeper
 from image_svc.oci.platforms import Platform
 from image_svc.patience import Patience
 from image_svc.proxied import Proxies, Proxy, client
-from image_svc.proxied.bring import ProxiedBringer
 from image_svc.proxied.collect import ProxiedGarbage
+from image_svc.proxied.layers import ProxiedLayerPuller
 from image_svc.proxied.ready import Ready
 from image_svc.pulling.pull import ANYBODY, Puller
 from image_svc.registry.registries import Registries
@@ -75,14 +75,14 @@ class ProxiedNode(Node):
         helper = cast(UnpackClient, self.unpack)
         self.proxies = Proxies(plugins)
         self.snapshotters = Snapshotters("overlayfs", self.root, helper, self.store, self.proxies)
-        bringer = ProxiedBringer(config, self.content, self.store, helper, gatekeeper, self.bringer, self.proxies)
+        proxied = ProxiedLayerPuller(config, self.store, helper, self.layer_puller, self.proxies)
         self.puller = Puller(
             Registries(config, retry=QUICK),
             self.content,
-            self.bringer,
+            self.layer_puller,
             gatekeeper,
             self.leases,
-            elsewhere=partial(self.snapshotters.elsewhere, bringer),
+            elsewhere=partial(self.snapshotters.elsewhere, proxied),
             host=Platform("linux", "amd64"),
         )
         self.garbage = ProxiedGarbage(self.store, self.leases, self.proxies)

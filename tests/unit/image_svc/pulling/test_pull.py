@@ -442,10 +442,10 @@ def test_cancelled_pull_stops_the_download(node: Node, registry: FakeRegistry) -
 
     assert time.monotonic() - started < 2.0
     deadline = time.monotonic() + 2
-    while node.bringer.jobs.keys() and time.monotonic() < deadline:
+    while node.layer_puller.jobs.keys() and time.monotonic() < deadline:
         time.sleep(0.01)
     over.set()
-    assert node.bringer.jobs.keys() == set()
+    assert node.layer_puller.jobs.keys() == set()
     assert node.content.partial(digest(blob)).stat().st_size > 0
     assert node.catalogue.images() == []
 
