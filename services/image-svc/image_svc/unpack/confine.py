@@ -10,7 +10,6 @@ import math
 import os
 import resource
 import signal
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from image_svc.unpack import linux, seccomp
@@ -57,15 +56,20 @@ class Confinement:
     #: For work nobody waits for.
     idle: bool = False
     #: The system calls it may make.
-    calls: Collection[str] = frozenset(seccomp.ALLOWED)
+    calls: frozenset[str] = seccomp.FILES
 
 
 def enter_helper() -> None:
-    """Confine the helper: an empty network namespace, few capabilities, no way to gain any by a program."""
+    """Confine the helper: an empty network namespace, few capabilities, no way to gain any by a program.
+
+    What its workers share is made here, once.
+    """
+    seccomp.prepare()
     linux.unshare(linux.CLONE_NEWNET)
     with contextlib.suppress(PermissionError):  # CAP_SETGID may be missing already, and then so are the groups
         os.setgroups([])
     os.umask(0)
+    linux.drop_bounding_set(HELPER)
     _keep(HELPER)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
 
@@ -87,6 +91,7 @@ def enter(confinement: Confinement, answer: int, parent: int) -> None:
         os.nice(19)
         linux.idle_io_priority()
     _limit(confinement)
+    linux.drop_bounding_set(confinement.capabilities, among=HELPER)
     _keep(confinement.capabilities)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
@@ -95,7 +100,6 @@ def enter(confinement: Confinement, answer: int, parent: int) -> None:
 
 def _keep(capabilities: int) -> None:
     linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
-    linux.drop_bounding_set(capabilities)
     linux.capset(capabilities)
 
 

@@ -4,8 +4,8 @@ The list is what the interpreter and the modules here need to work on files. Wha
 programs, processes, signals, mounts, namespaces, keys, bpf, ptrace, io_uring, and memory that can be executed.
 """
 
+import functools
 import os
-from collections.abc import Collection
 
 from bulkhead import seccomp
 from bulkhead.seccomp import KILL, Call
@@ -69,9 +69,12 @@ DECODING = frozenset(
 WITHOUT_EXEC: dict[str, tuple[int, int]] = {"mmap": (9, 222), "mprotect": (10, 226)}
 
 _PROT_EXEC = 4
+#: Everything in the list: for processes that write files.
+FILES = frozenset(ALLOWED)
 
 
-def program(machine: str, names: Collection[str] = ALLOWED) -> bytes:
+@functools.cache
+def program(machine: str, names: frozenset[str] = FILES) -> bytes:
     """Return the filter for a machine name of uname(2) as an array of struct sock_filter; `names` are of ALLOWED."""
     calls = [Call(ALLOWED[name]) for name in names]
     calls += [
@@ -85,6 +88,12 @@ def supported(machine: str) -> bool:
     return machine in seccomp.MACHINES
 
 
-def install(names: Collection[str]) -> None:
+def prepare() -> None:
+    """Make the filters ahead: a worker is forked with them instead of making its own."""
+    for names in (FILES, DECODING):
+        program(os.uname().machine, names)
+
+
+def install(names: frozenset[str]) -> None:
     """Put this process under the filter of these calls, for good; no_new_privs must be set."""
     seccomp.install(program(os.uname().machine, names))

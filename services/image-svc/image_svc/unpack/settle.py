@@ -8,7 +8,7 @@ directory replaces it, as with containerd. Runs confined, with the directory of 
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from image_svc.unpack import attributes, linux, paths
@@ -49,20 +49,68 @@ def read_list(name: str, kind: str) -> set[bytes]:
         os.close(fd)
 
 
-def find(lowers: Sequence[Lower], path: bytes) -> int:
-    """Return the nearest lower directory at a path, opened, or -1 if there is none to be seen."""
-    for lower in lowers:
+class _Visible:
+    """The layers whose directory at one path can be seen, the nearest first: looked for only as far as asked."""
+
+    def __init__(self, found: Iterator[Lower]) -> None:
+        self._known: list[Lower] = []
+        self._more = found
+
+    def __iter__(self) -> Iterator[Lower]:
+        position = 0
+        while True:
+            if position == len(self._known):
+                found = next(self._more, None)
+                if found is None:
+                    return
+                self._known.append(found)
+            yield self._known[position]
+            position += 1
+
+
+class Search:
+    """Finds directories in the layers beneath one layer, the nearest first.
+
+    A layer without a directory has none below it either. So the ways to the last path are kept, and paths that come
+    parents first, as a layer's lists have them, cost no look where there can be nothing.
+    """
+
+    def __init__(self, lowers: Sequence[Lower]) -> None:
+        self._way = [(b"", _Visible(_seen(lowers, b".")))]
+
+    def find(self, path: bytes) -> int:
+        """Return the nearest lower directory at a path, opened, or -1 if there is none to be seen."""
+        while not path.startswith(self._way[-1][0]):
+            self._way.pop()
+        begun, above = self._way[-1]
+        for step in path[len(begun) :].split(b"/") if path != b"." else ():
+            begun += step + b"/"
+            above = _Visible(_seen(above, begun[:-1]))
+            self._way.append((begun, above))
+        nearest = next(iter(above), None)
+        return nearest.open(path) if nearest else -1
+
+
+def _seen(above: Iterable[Lower], path: bytes) -> Iterator[Lower]:
+    """Yield those of the layers that have a directory at a path, up to one that hides it in those beneath."""
+    for lower in above:
         try:
-            return lower.open(path)
+            os.close(lower.open(path))
         except OSError as error:
-            # A whiteout, a file or a link stands at the path or above it, and hides what lies deeper.
+            # A whiteout, a file or a link stands at the path and hides what lies deeper.
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                return -1
+                return
             if error.errno != errno.ENOENT:
                 raise
+        else:
+            yield lower
         if lower.hides(path):
-            return -1
-    return -1
+            return
+
+
+def find(lowers: Sequence[Lower], path: bytes) -> int:
+    """Return the nearest lower directory at one path, opened, or -1 if there is none to be seen."""
+    return Search(lowers).find(path)
 
 
 def copy_metadata(source: int, target: int) -> None:
@@ -126,8 +174,9 @@ def settle(own: Lower, name: str, lowers: Sequence[Lower]) -> int:
     """Settle one layer on those below it, the nearest first, and return how many directories changed."""
     listed = os.open(f"/{name}/implicit", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     settled = 0
+    search = Search(lowers)
     for path in paths.read(listed):
-        source = find(lowers, path)
+        source = search.find(path)
         if source < 0:
             continue
         target = own.open(path)
