@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 from collections.abc import Sequence
+from typing import ClassVar
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,9 @@ _PATHS = [b"/".join(parts) for n in (1, 2, 3) for parts in itertools.product(_NA
 class Imagined(Lower):
     """A layer given by its directories, its files, and the directories that are opaque; it counts the looks at it."""
 
+    #: All that were opened, in order.
+    opened: ClassVar[list["Imagined"]] = []
+
     def __init__(self, directories: set[bytes], files: set[bytes], opaque: set[bytes]) -> None:
         super().__init__("imagined")
         above = {path.rpartition(b"/")[0] or b"." for path in files}
@@ -25,7 +29,6 @@ class Imagined(Lower):
         self.files = files - self.directories
         self._opaque = opaque & self.directories
         self.looks = 0
-        self.opened = -1
 
     def open(self, path: bytes) -> int:
         """Open anything in place of the directory, or fail as openat2(2) would."""
@@ -35,8 +38,8 @@ class Imagined(Lower):
                 raise OSError(errno.ENOTDIR, "a file")
             if each not in self.directories:
                 raise OSError(errno.ENOENT, "nothing")
-        self.opened = os.open("/", os.O_PATH)
-        return self.opened
+        self.opened.append(self)
+        return os.open("/", os.O_PATH)
 
 
 def nearest(lowers: Sequence[Imagined], path: bytes) -> Imagined | None:
@@ -67,9 +70,10 @@ def test_a_search_finds_what_overlayfs_would_show(lowers: list[Imagined], wanted
     for path in wanted:
         expected = nearest(lowers, path)
         fd = search.find(path)
-        assert (expected.opened if expected else -1) == fd
+        assert (fd >= 0) == (expected is not None)
         if fd >= 0:
             os.close(fd)
+            assert Imagined.opened[-1] is expected
 
 
 def test_a_new_tree_costs_no_look_at_each_of_its_directories() -> None:
