@@ -97,10 +97,11 @@ class Station:
 
 
 @contextmanager
-def station(root: Path, **images: Any) -> Iterator[Station]:
-    """Run the service below `root`; keywords are options of the configuration's images."""
+def station(root: Path, bulkhead: dict[str, Any] | None = None, **images: Any) -> Iterator[Station]:
+    """Run the service below `root`; keywords are options of the configuration's images, `bulkhead` those of its own."""
     options = {"registry": Registry(config_path=()), **images}
-    config = Config(root=root, state=root, images=Images(**options), bulkhead=Bulkhead(metrics_ports={"image-svc": -1}))
+    own = Bulkhead(metrics_ports={"image-svc": -1}, **(bulkhead or {}))
+    config = Config(root=root, state=root, images=Images(**options), bulkhead=own)
     socket = paths.service_socket(root, "image-svc")
     socket.parent.mkdir(exist_ok=True)
     unpack = FakeUnpack()

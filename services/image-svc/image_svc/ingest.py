@@ -115,6 +115,7 @@ class Content:
     """The directory of finished blobs and that of partial ones."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._blobs = root / "blobs"
         self._ingest = root / "ingest"
         self._ingest.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -224,3 +225,23 @@ class Content:
         """Yield the partial files, and the damaged ones that were put aside."""
         with os.scandir(self._ingest) as entries:
             yield from entries
+
+    def partial_usage(self) -> tuple[int, int]:
+        """Return what they take on disk, in bytes, and how many they are."""
+        taken = count = 0
+        for entry in self.partials():
+            with suppress(FileNotFoundError):
+                taken += entry.stat(follow_symlinks=False).st_blocks * 512
+                count += 1
+        return taken, count
+
+    @property
+    def room(self) -> int:
+        """Bytes that are free on the file system."""
+        disk = os.statvfs(self._root)
+        return disk.f_bavail * disk.f_frsize
+
+    def shortage(self, wanted: int) -> str:
+        """Say how much room is missing for so many bytes, on a file system that has just proved full."""
+        missing = max(wanted - self.room, os.statvfs(self._root).f_frsize)
+        return f"at least {missing} bytes are missing on the file system of {self._root}"

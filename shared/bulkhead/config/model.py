@@ -230,6 +230,8 @@ class Bulkhead:
     #: What one layer may hold when unpacked.
     unpack_max_entries: int = 2_000_000
     unpack_max_bytes: int = 64 * 1024**3
+    #: Bytes of the tar of an archive that is imported, uncompressed.
+    import_max_bytes: int = 256 * 1024**3
     #: Seconds one layer may take to unpack, and a whole pull to finish.
     unpack_timeout: float = 1800.0
     #: Layers unpacked at a time by all pulls, two processes each; 0: as many as there are processors, at least 2.

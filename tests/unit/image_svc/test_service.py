@@ -1,6 +1,7 @@
 """Both gRPC services answer as the CRI and images.proto say."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -128,6 +129,20 @@ def test_file_systems(client: Client, name: str, tmp_path: Path) -> None:
     assert [each.fs_id.mountpoint for each in info.image_filesystems] == [str(tmp_path)]
     assert info.image_filesystems[0].used_bytes.value > 10_000
     assert info.container_filesystems[0].timestamp > 0
+
+
+def test_a_download_that_was_cut_counts(client: Client, name: str, tmp_path: Path) -> None:
+    """What partial downloads take is part of the image file system's usage: what is allocated, holes not."""
+    client.pull(name)
+    (before,) = client.cri.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=5).image_filesystems
+    with (tmp_path / "ingest" / "sha256-00").open("wb") as file:
+        file.write(b"x" * 100_000)
+        file.truncate(1 << 30)
+        os.fsync(file.fileno())
+    (after,) = client.cri.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=5).image_filesystems
+
+    assert 100_000 <= after.used_bytes.value - before.used_bytes.value < 1 << 20
+    assert after.inodes_used.value - before.inodes_used.value == 1
 
 
 def test_prepare_and_remove(client: Client, name: str) -> None:

@@ -66,13 +66,13 @@ class Accounts:
         unused = [share for share, each in zip(shares, usages, strict=True) if is_prunable(each.image)]
         blobs, layers = self._parts.store.blob_sizes(), self._parts.store.layer_sizes()
         writable = self._parts.usage.total()
-        partial = [entry.stat().st_size for entry in self._parts.content.partials()]
+        partial, partials = self._parts.content.partial_usage()
         disk = os.statvfs(self._parts.config.root)
         return images_pb2.UsageResponse(
             blobs=images_pb2.StoreUsage(count=len(blobs), bytes=sum(blobs.values())),
             layers=images_pb2.StoreUsage(count=len(layers), bytes=sum(layers.values())),
             containers=images_pb2.StoreUsage(count=len(self._parts.store.snapshots()), bytes=writable.bytes),
-            partial=images_pb2.StoreUsage(count=len(partial), bytes=sum(partial)),
+            partial=images_pb2.StoreUsage(count=partials, bytes=partial),
             reclaimable=self.freed(unused, shares),
             root=str(self._parts.config.root),
             filesystem_size=disk.f_blocks * disk.f_frsize,

@@ -122,10 +122,11 @@ class CriImages(ImageServiceServicer):
     def ImageFsInfo(
         self, request: api_pb2.ImageFsInfoRequest, context: grpc.ServicerContext
     ) -> api_pb2.ImageFsInfoResponse:
-        """Say how much images (blobs and unpacked layers) and containers (writable layers) take."""
+        """Say how much images (blobs, downloads under way, unpacked layers) and containers (writable layers) take."""
         now, config = time.time_ns(), self._parts.config
         writable, layers = self._parts.usage.by_snapshotter(), self._parts.store.proxied_usage()
-        images = {"": self._parts.store.usage(), **layers}
+        stored, partial = self._parts.store.usage(), self._parts.content.partial_usage()
+        images = {"": (stored[0] + partial[0], stored[1] + partial[1]), **layers}
         response = api_pb2.ImageFsInfoResponse()
         # The node's own snapshotter first: the kubelet looks at the first of each kind.
         for name in sorted({*images, *writable}, key=lambda name: name != self._parts.snapshotters.default_proxy):

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bulkhead.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
-from image_svc.decompress import tar_stream
 from image_svc.ingest import Content
 from image_svc.oci import digests
 from image_svc.oci.manifest import CONFIG_LIMIT
 from image_svc.patience import Patience
+from image_svc.transfer.compression import archive_stream
 from image_svc.transfer.staging import Staged, Staging
 from image_svc.transfer.tar import Entry, Kind, Reader, entries
 
@@ -64,10 +64,13 @@ class Archive:
         raise InvalidArgument(f"archive: {name[:200]!r} is a link in a circle or through too many others")
 
 
-def read(blocks: Iterable[bytes], staging: Staging, content: Content, patience: Patience) -> Archive:
-    """Read an archive, compressed or not, to its end; every file under `blobs/` must be what its name promises."""
+def read(blocks: Iterable[bytes], staging: Staging, content: Content, patience: Patience, limit: int) -> Archive:
+    """Read an archive, compressed or not, to its end; every file under `blobs/` must be what its name promises.
+
+    ResourceExhausted for one whose tar has more than `limit` bytes.
+    """
     archive = Archive(content)
-    reader = Reader(_patiently(tar_stream(_not_empty(blocks), "archive"), patience))
+    reader = Reader(_bounded(archive_stream(_not_empty(blocks)), patience, limit))
     total = 0
     for number, entry in enumerate(entries(reader)):
         total += len(entry.name) + len(entry.link)
@@ -88,7 +91,6 @@ def read(blocks: Iterable[bytes], staging: Staging, content: Content, patience: 
 
 
 def _stage(entry: Entry, reader: Reader, staging: Staging) -> Staged:
-    staging.check_size(entry.name, entry.size)
     match = _BLOB.fullmatch(entry.name)
     expected = ""
     if match and len(match[2]) == digests.LENGTHS.get(match[1]):
@@ -96,10 +98,14 @@ def _stage(entry: Entry, reader: Reader, staging: Staging) -> Staged:
     return staging.take(entry.name, entry.size, reader.data(entry.size), expected)
 
 
-def _patiently(blocks: Iterable[bytes], patience: Patience) -> Iterator[bytes]:
-    """Pass blocks on as long as anybody waits: a compressed megabyte may hold days of padding and headers."""
+def _bounded(blocks: Iterable[bytes], patience: Patience, limit: int) -> Iterator[bytes]:
+    """Pass blocks on as long as anybody waits, and up to a limit: a compressed megabyte may hold days of padding."""
+    total = 0
     for block in blocks:
         patience.check()
+        total += len(block)
+        if total > limit:
+            raise ResourceExhausted(f"archive holds more than {limit} bytes, uncompressed (bulkhead.import_max_bytes)")
         yield block
 
 

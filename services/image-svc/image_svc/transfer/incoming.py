@@ -72,9 +72,9 @@ class Importer:
         """
         parts = self._parts
         with parts.leases.lease() as lease:
-            limit = parts.config.bulkhead.unpack_max_bytes
-            staging = Staging(parts.content, parts.store, lease, patience, limit)
-            archive = read(blocks, staging, parts.content, patience)
+            limits = parts.config.bulkhead
+            staging = Staging(parts.content, parts.store, lease, patience, limits.unpack_max_bytes)
+            archive = read(blocks, staging, parts.content, patience, limits.import_max_bytes)
             incoming = Layouts(archive, parts.content, staging, patience).images(options.names, options.base_name)
             plans = [self._plan(each, options) for each in incoming]
             before = parts.store.targets()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bulkhead.errors import DataLoss, FailedPrecondition, InvalidArgument
+from bulkhead.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
 from image_svc.decompress import tar_stream
 from image_svc.ingest import BLOCK, Content
 from image_svc.oci import digests, media, reference
@@ -19,6 +19,7 @@ from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
 from image_svc.registry.repository import Descriptor
 from image_svc.transfer.archive import Archive
+from image_svc.transfer.compression import unusual
 from image_svc.transfer.staging import Staged, Staging
 
 #: The complete name, as containerd and Docker since 25 write it; the tag or name, as the image-spec has it.
@@ -144,6 +145,8 @@ class Layouts:
         if blob is None:
             raise FailedPrecondition(f"{where}: {name[:200]!r} is not in the archive")
         wanted = digests.check(diff_id, f"{where}: diff id")
+        if packed := unusual(blob.head):
+            raise FailedPrecondition(f"{where}: it is compressed with {packed}; layers are plain, or gzip, or zstd")
         if blob.digest != wanted and (blob.digest, wanted) not in self._sound:
             self._check_diff_id(blob, wanted, where)
             self._sound.add((blob.digest, wanted))
@@ -152,10 +155,13 @@ class Layouts:
 
     def _check_diff_id(self, blob: Staged, wanted: str, where: str) -> None:
         """Raise DataLoss unless the layer is compressed and its tar has that digest."""
-        hasher = digests.hasher(wanted)
+        hasher, total = digests.hasher(wanted), 0
         with self._content.path(blob.digest).open("rb") as file:
             for piece in tar_stream(iter(lambda: file.read(BLOCK), b""), where):
                 self._patience.check()
+                total += len(piece)
+                if total > self._staging.limit:
+                    raise ResourceExhausted(f"{where}: its tar has more than {self._staging.limit} bytes")
                 hasher.update(piece)
         found = f"{hasher.name}:{hasher.hexdigest()}"
         if found != wanted:

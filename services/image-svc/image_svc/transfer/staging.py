@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bulkhead.errors import DataLoss, ResourceExhausted
+from bulkhead.errors import BulkheadError, DataLoss, ResourceExhausted
 from bulkhead.files import fsync_directory
 from image_svc import telemetry
 from image_svc.ingest import Content
@@ -15,6 +15,7 @@ from image_svc.leases import Lease
 from image_svc.oci import digests
 from image_svc.patience import Patience
 from image_svc.store import Store
+from image_svc.unpack.protocol import DiskFull
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -53,48 +54,56 @@ class Staging:
         self._lease = lease
         self._patience = patience
         #: Bytes of one file.
-        self._limit = limit
+        self.limit = limit
         self._what = what
 
-    def check_size(self, name: str, size: int) -> None:
-        """Raise ResourceExhausted for a file that is larger than layers may be, or than the disk has room for."""
-        if size > self._limit:
-            raise ResourceExhausted(f"{self._what} {name!r} has {size} bytes, at most {self._limit} are allowed")
-        disk = os.statvfs(self._content.partial("").parent)
-        free = disk.f_bavail * disk.f_frsize
-        if size > free:
-            raise ResourceExhausted(f"{self._what} {name!r} has {size} bytes, the disk has room for {free}")
-
     def take(self, name: str, size: int, pieces: Iterable[bytes], expected: str = "") -> Staged:
-        """Store one file, durably, under its digest; DataLoss if that is not the one expected."""
-        self.check_size(name, size)
+        """Store one file of that many bytes, durably, under its digest; DataLoss if that is not the one expected.
+
+        ResourceExhausted for one that is larger than layers may be, or than the disk has room for.
+        """
+        if size > self.limit:
+            raise ResourceExhausted(f"{self._what} {name!r} has {size} bytes, at most {self.limit} are allowed")
         self._lease.claim(*([expected] if expected else []))
         hasher = digests.hasher(expected) if expected else hashlib.sha256()
         known = bool(expected) and self._content.has(expected, size)
+        if not known and size > self._content.room:
+            text = f"{self._what} {name!r} has {size} bytes, more than there is room for"
+            raise DiskFull(f"{text}; {self._content.shortage(size)}")
         path = self._content.partial(f"{_PREFIX}{secrets.token_hex(8)}")
         try:
             head = self._hash(pieces, hasher) if known else self._write(str(path), pieces, hasher)
             found = f"{hasher.name}:{hasher.hexdigest()}"
             if expected and found != expected:
                 raise DataLoss(f"{self._what} {name!r} has content of digest {found}")
+            self._lease.claim(found)
+            # Recorded before it has its name: a file without a record would stay where a full disk fails the record.
+            self._store.add_blob(found, size)
             if not known:
-                self._lease.claim(found)
                 path.rename(self._content.path(found))
                 fsync_directory(self._content.path(found).parent)
         except OSError as error:
-            raise telemetry.disk_failure(f"{self._what} {name!r}", error) from error
+            written = path.stat().st_size if path.exists() else size
+            raise self._failure(name, size - written, error) from error
         finally:
             path.unlink(missing_ok=True)
-        self._store.add_blob(found, size)
         return Staged(found, size, head)
 
     def document(self, data: bytes) -> str:
         """Store a small document of ours and return its digest."""
         digest = digests.of(data)
         self._lease.claim(digest)
-        self._content.store(digest, data)
+        try:
+            self._content.store(digest, data)
+        except OSError as error:
+            raise self._failure(digest, len(data), error) from error
         self._store.add_blob(digest, len(data))
         return digest
+
+    def _failure(self, name: str, left: int, error: OSError) -> BulkheadError:
+        """Return the error for a file of which so many bytes could not be written."""
+        failure = telemetry.disk_failure(f"{self._what} {name!r}", error)
+        return DiskFull(f"{failure}; {self._content.shortage(left)}") if isinstance(failure, DiskFull) else failure
 
     def _write(self, path: str, pieces: Iterable[bytes], hasher: "_Hash") -> bytes:
         head = b""
@@ -104,7 +113,7 @@ class Staging:
                 self._patience.check()
                 hasher.update(piece)
                 _write_all(fd, piece)
-                head = head or piece[:HEAD]
+                head += piece[: HEAD - len(head)]
             os.fdatasync(fd)
         return head
 
@@ -113,7 +122,7 @@ class Staging:
         for piece in pieces:
             self._patience.check()
             hasher.update(piece)
-            head = head or piece[:HEAD]
+            head += piece[: HEAD - len(head)]
         return head
 
 

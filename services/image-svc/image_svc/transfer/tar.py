@@ -118,7 +118,11 @@ def _header(block: bytes, *, first: bool) -> tarfile.TarInfo:
     try:
         return tarfile.TarInfo.frombuf(block, _ENCODING, "surrogateescape")
     except tarfile.HeaderError as error:
-        what = "it is not a tar" if first else "a header in the middle of it is damaged"
+        what = (
+            "it is not a tar, plain or from gzip, bzip2, xz or zstd"
+            if first
+            else "a header in the middle of it is damaged"
+        )
         raise InvalidArgument(f"archive cannot be read: {what} ({error})") from error
 
 

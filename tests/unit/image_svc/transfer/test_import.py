@@ -1,7 +1,11 @@
 """Archives come in as they should, and those that are not sound leave nothing."""
 
+import bz2
+import errno
 import gzip
 import json
+import lzma
+import os
 import random
 import threading
 import time
@@ -38,7 +42,7 @@ def refused(node: Station, data: bytes, options: pb.ImportOptions | None = None)
 
 
 @pytest.mark.parametrize("family", ["oci", "docker"])
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress, bz2.compress, lzma.compress])
 def test_oci_layout(node: Station, image: Image, family: str, pack: Any) -> None:
     """A layout is an image of the CRI under its name and digest, with the manifest as it was."""
     image.family = family
@@ -72,6 +76,17 @@ def test_docker_save(node: Station, image: Image, packed: bool) -> None:
     assert {"docker.io/library/box:2", "quay.io/box:3"} <= set(node.listed())
     again = node.send(archives.tar(files))
     assert again.digest == result.digest
+
+
+@pytest.mark.parametrize(("pack", "way"), [(bz2.compress, "bzip2"), (lzma.compress, "xz")])
+def test_layers_come_as_registries_have_them(node: Station, image: Image, pack: Any, way: str) -> None:
+    """A layer of docker save that is compressed as only whole archives may be is refused by the way's name."""
+    files = {
+        name: pack(data) if name.endswith("layer.tar") else data for name, data in archives.saved(image, "b").items()
+    }
+    code, text = refused(node, archives.tar(files))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"compressed with {way}" in text
 
 
 def test_docker_save_links_layers(node: Station) -> None:
@@ -222,6 +237,47 @@ def test_not_an_archive(node: Station, image: Image) -> None:
     assert refused(node, whole[: 3 * 512 + 100])[0] is grpc.StatusCode.DATA_LOSS
     assert refused(node, gzip.compress(whole)[:-300])[0] is grpc.StatusCode.DATA_LOSS
     assert "holds no images" in refused(node, archives.tar(archives.layout([], {})))[1]
+
+
+def test_an_archive_has_a_limit(tmp_path: Path, image: Image) -> None:
+    """What an archive holds is counted uncompressed, padding behind its end included; too much leaves nothing."""
+    whole = archives.tar(archives.oci(image))
+    with station(tmp_path, {"import_max_bytes": len(whole)}) as node:
+        for data in (whole + bytes(1), gzip.compress(whole + bytes(1 << 20)), lzma.compress(whole + bytes(1 << 20))):
+            code, text = refused(node, data)
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert f"more than {len(whole)} bytes" in text
+        node.send(gzip.compress(whole))
+        assert "docker.io/library/app:1" in node.listed()
+
+
+def test_a_layer_that_unpacks_without_end(tmp_path: Path, image: Image) -> None:
+    """A compressed layer of docker save is looked at no further than layers may be large."""
+    files = archives.saved(image, "box:1")
+    layer = next(name for name in files if name.endswith("layer.tar"))
+    with station(tmp_path, {"unpack_max_bytes": 1 << 20}) as node:
+        code, text = refused(node, archives.tar({**files, layer: gzip.compress(bytes(3 << 20))}))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "more than 1048576 bytes" in text
+
+
+@pytest.mark.parametrize("call", ["write", "fdatasync"])
+def test_a_disk_that_becomes_full(node: Station, image: Image, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """An import that meets a full disk gives back what it took and says how much is missing and where."""
+    real = getattr(os, call)
+    calls = iter(range(100))
+
+    def full(fd: int, *rest: Any) -> Any:
+        kept = str(node.parts.content.partial("").parent)
+        if os.readlink(f"/proc/self/fd/{fd}").startswith(kept) and next(calls) >= 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, *rest)
+
+    monkeypatch.setattr(os, call, full)
+    code, text = refused(node, archives.tar(archives.oci(image)))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "No space left on device; at least " in text
+    assert text.endswith(f"bytes are missing on the file system of {node.parts.config.root}")
 
 
 def test_options_come_first(node: Station) -> None:

@@ -90,7 +90,7 @@ def test_giants(place: Any) -> None:
         info = tarfile.TarInfo("blobs/sha256/" + "0" * 64)
         info.size = size
         with pytest.raises(ResourceExhausted, match="at most"):
-            read([info.tobuf(tarfile.GNU_FORMAT)], place.staging, place.content, Patience(60, "test"))
+            read([info.tobuf(tarfile.GNU_FORMAT)], place.staging, place.content, Patience(60, "test"), 1 << 30)
     assert list(place.content.partials()) == []
 
 
@@ -99,8 +99,8 @@ def test_a_disk_that_is_too_small(place: Any, monkeypatch: pytest.MonkeyPatch) -
     import os
 
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=4096))
-    with pytest.raises(ResourceExhausted, match="room for 4096"):
-        read([archives.tar({"layer.tar": bytes(5000)})], place.staging, place.content, Patience(60, "test"))
+    with pytest.raises(ResourceExhausted, match="at least 45904 bytes are missing"):
+        read([archives.tar({"layer.tar": bytes(50_000)})], place.staging, place.content, Patience(60, "test"), 1 << 30)
 
 
 def test_bombs(node: Station) -> None:
@@ -204,7 +204,7 @@ def test_a_bomb_ends_with_patience(place: Any, kind: str) -> None:
     header.type = tarfile.XGLTYPE
     block = bytes(1 << 20) if kind == "padding" else header.tobuf(tarfile.GNU_FORMAT) * 2048
     with pytest.raises(DeadlineExceeded):
-        read(itertools.repeat(block, 20_000), place.staging, place.content, Patience(0.3, "test"))
+        read(itertools.repeat(block, 20_000), place.staging, place.content, Patience(0.3, "test"), 1 << 40)
 
 
 def test_names_are_bounded(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_names_are_bounded(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             archive.addfile(info)
     monkeypatch.setattr("image_svc.transfer.archive.DOCUMENTS_LIMIT", 50_000)
     with pytest.raises(ResourceExhausted, match="names"):
-        read([out.getvalue()], place.staging, place.content, Patience(60, "test"))
+        read([out.getvalue()], place.staging, place.content, Patience(60, "test"), 1 << 30)
 
 
 def test_a_layer_is_decompressed_once(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +239,6 @@ def test_a_layer_is_decompressed_once(place: Any, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("image_svc.transfer.layout.tar_stream", noted)
     patience = Patience(60, "test")
-    archive = read([archives.tar(files)], place.staging, place.content, patience)
+    archive = read([archives.tar(files)], place.staging, place.content, patience, 1 << 30)
     assert len(Layouts(archive, place.content, place.staging, patience).images((), "")) == 50
     assert len(opened) == 1
