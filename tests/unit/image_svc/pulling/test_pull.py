@@ -1,5 +1,6 @@
 """Pulls: what arrives whole is listed, what does not leaves an error that names host, reference and cause."""
 
+import itertools
 import json
 import threading
 import time
@@ -23,6 +24,7 @@ from bulkhead.errors import (
 )
 from image_svc.oci import media
 from image_svc.patience import Patience
+from image_svc.registry.endpoint import READ_TIMEOUT
 from support.fake_registry import FakeRegistry, Handler, Rule
 from support.image_node import Node
 from support.images import Image, Layer, digest
@@ -405,6 +407,30 @@ def test_stalled_download(node: Node, registry: FakeRegistry) -> None:
 
     with pytest.raises(DeadlineExceeded, match=r"stalled: \d+ B/s.*minimum 1024"):
         node.pull(f"{registry.address}/app:1")
+
+
+def test_a_download_that_turns_slow(node: Node, registry: FakeRegistry) -> None:
+    """Bytes are taken in as they come also after a fast beginning, and the connection serves the next blob at once."""
+    image = big_image()
+    registry.push("app", "1", image)
+    blob = image.blobs()[1][0]
+    turns = len(blob) // 2, len(blob) - 5000, len(blob) - 1
+
+    def slow_down(handler: Handler) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(blob)))
+        handler.end_headers()
+        for begin, end in itertools.pairwise((0, *turns, len(blob))):
+            handler.wfile.write(blob[begin:end])
+            time.sleep(0.2)
+        return True
+
+    registry.on(digest(blob), slow_down)
+    began = time.monotonic()
+
+    node.pull(f"{registry.address}/app:1")
+
+    assert time.monotonic() - began < READ_TIMEOUT / 2
 
 
 def test_cancelled_pull_stops_the_download(node: Node, registry: FakeRegistry) -> None:
