@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from bulkhead.config.model import Config, Images, Registry
+from bulkhead.config.model import Bulkhead, Config, Images, Registry
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
 from image_svc.catalogue import Catalogue
 from image_svc.decryption.gatekeeper import Gatekeeper
@@ -37,10 +37,11 @@ class Node:
     registry: Registry = field(default_factory=lambda: Registry(config_path=()))
     options: dict[str, Any] = field(default_factory=dict)
     key_model: str = "node"
+    bulkhead: Bulkhead = field(default_factory=Bulkhead)
 
     def __post_init__(self) -> None:
         images = Images(registry=self.registry, key_model=self.key_model, **self.options)
-        config = Config(root=self.root, state=self.root, images=images)
+        config = Config(root=self.root, state=self.root, images=images, bulkhead=self.bulkhead)
         client = cast(UnpackClient, self.unpack)
         self.content = Content(self.root)
         self.store = Store(self.root / "images.db")

@@ -10,6 +10,7 @@ from bulkhead.errors import AlreadyExists, BulkheadError, NotFound
 from image_svc.patience import Patience
 from image_svc.proxied import mounts
 from image_svc.proxied.client import Proxy
+from image_svc.proxied.labels import prepared
 from image_svc.store import Layer
 from image_svc.unpack.client import UnpackClient
 from image_svc.unpack.protocol import Limits, Unpacked
@@ -40,6 +41,11 @@ class Wanted:
     layer: Layer
     parent: str
     labels: Mapping[str, str]
+
+    @property
+    def for_lazy(self) -> bool:
+        """Whether whoever made the image prepared the layer for snapshotters that fetch lazily."""
+        return prepared(self.labels)
 
 
 class Extraction:

@@ -6,7 +6,7 @@ and digests, by which a snapshotter finds the layer in the registry, go along on
 `disable_snapshot_annotations = false`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from image_svc.registry.repository import Descriptor
 
@@ -16,6 +16,7 @@ TARGET = "containerd.io/snapshot.ref"
 DIFF_ID, PARENT = f"{PREFIX}diff-id", f"{PREFIX}parent-chain-id"
 IMAGE, LAYER = f"{PREFIX}cri.image-ref", f"{PREFIX}cri.layer-digest"
 MANIFEST, LAYERS = f"{PREFIX}cri.manifest-digest", f"{PREFIX}cri.image-layers"
+_OURS = frozenset({DIFF_ID, PARENT, IMAGE, LAYER, MANIFEST, LAYERS})
 _OWNERS = (f"{PREFIX}uidmapping", f"{PREFIX}gidmapping")
 #: Bytes of a label's name and value (containerd, pkg/labels).
 LIMIT = 4096
@@ -43,6 +44,14 @@ def of_layers(
         if number:
             labels[PARENT] = chain_ids[number - 1]
         yield labels
+
+
+def prepared(described: Mapping[str, str]) -> bool:
+    """Tell by a layer's labels whether the image itself speaks of it to snapshotters, as those for lazy ones do.
+
+    stargz, nydus and overlaybd find what they need in the layer in annotations of its descriptor.
+    """
+    return any(key.startswith(PREFIX) and key not in _OURS for key in described)
 
 
 def _passes(key: str, value: str) -> bool:

@@ -1,20 +1,25 @@
-"""An image's layers into a proxy snapshotter: one after the other from the base up, each on the one beneath it."""
+"""An image's layers into a proxy snapshotter: one after the other from the base up, each on the one beneath it.
+
+Their blobs are fetched side by side, as far as it is known that they are needed.
+"""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from bulkhead.config.model import Config
 from bulkhead.errors import BulkheadError
 from image_svc import telemetry
 from image_svc.oci.reference import Reference
 from image_svc.proxied import labels
+from image_svc.proxied.ahead import Ahead
 from image_svc.proxied.client import Proxy
 from image_svc.proxied.extract import Extraction, Taken, Wanted
 from image_svc.proxied.proxies import Proxies
 from image_svc.pulling.layers import LayerPuller, Pull
 from image_svc.pulling.metadata import Found
-from image_svc.pulling.progress import LayerState, PullState
-from image_svc.store import NewImage, Store
+from image_svc.pulling.progress import LayerProgress, LayerState, PullState
+from image_svc.store import Layer, NewImage, Store
 from image_svc.unpack.client import UnpackClient
 
 logger = logging.getLogger(__name__)
@@ -55,29 +60,33 @@ class ProxiedLayerPuller:
     ) -> None:
         """Have every layer there, and the image recorded."""
         blobs = dict(documents)
-        for each in wanted:
-            with self._proxies.working(proxy.name, each.layer.chain_id, pull.patience):
-                if self._pull(proxy, each, pull):
-                    blobs[each.layer.digest] = each.layer.size
+        fetch = partial(self._layer_puller.downloading, pull=pull, patience=pull.patience)
+        with Ahead(wanted, fetch, pull.progress) as ahead:
+            for position, each in enumerate(wanted):
+                with self._proxies.working(proxy.name, each.layer.chain_id, pull.patience):
+                    if self._pull(proxy, each, pull, partial(ahead.begin, position)):
+                        blobs[each.layer.digest] = each.layer.size
+                ahead.end(each.layer)
         pull.progress.state = PullState.COMMITTING
         self._layer_puller.keep(blobs, pull.patience)
         self._store.add_image(image)
 
-    def _pull(self, proxy: Proxy, wanted: Wanted, pull: Pull) -> bool:
-        """Have one layer there and return whether its blob was fetched for that."""
+    def _pull(self, proxy: Proxy, wanted: Wanted, pull: Pull, left: Callable[[], None]) -> bool:
+        """Have one layer there and return whether its blob was fetched for that; `left` is called before it is."""
         layer, patience = wanted.layer, pull.patience
         if proxy.has(layer.chain_id, patience):
             self._store.add_proxied(proxy.name, layer.chain_id, wanted.parent)
-            return self._there("present", layer.chain_id, pull)
+            return self._there("present", layer, pull)
         self._store.add_proxied(proxy.name, layer.chain_id, wanted.parent)
         extraction = Extraction(proxy, self._client, wanted, patience)
         try:
             extraction.begin()
-            self._unpack(extraction, wanted, pull)
+            left()
+            self._unpack(extraction, layer, pull)
             extraction.commit()
         except Taken:
             logger.info("layer taken by its snapshotter", extra={"digest": layer.digest, "snapshotter": proxy.name})
-            return self._there("lazy", layer.chain_id, pull)
+            return self._there("lazy", layer, pull)
         except BaseException:
             extraction.abandon()
             raise
@@ -85,15 +94,15 @@ class ProxiedLayerPuller:
         telemetry.LAYERS.labels("unpacked").inc()
         return True
 
-    def _there(self, origin: str, chain_id: str, pull: Pull) -> bool:
+    def _there(self, origin: str, layer: Layer, pull: Pull) -> bool:
         telemetry.LAYERS.labels(origin).inc()
-        for shown in pull.progress.layers:
-            if shown.chain_id == chain_id:
-                shown.state, shown.received = LayerState.PRESENT, shown.size
+        # In place of the one that a download which began ahead, and is not wanted after all, may still write.
+        shown = LayerProgress(layer.digest, layer.size, LayerState.PRESENT, layer.size, chain_id=layer.chain_id)
+        pull.progress.show(shown)
         return False
 
-    def _unpack(self, extraction: Extraction, wanted: Wanted, pull: Pull) -> None:
-        job = self._layer_puller.unpacking(wanted.layer, 0, pull, extraction, pull.patience)
+    def _unpack(self, extraction: Extraction, layer: Layer, pull: Pull) -> None:
+        job = self._layer_puller.unpacking(layer, 0, pull, extraction, pull.patience)
         pull.progress.show(job.progress)
         job.run()
 

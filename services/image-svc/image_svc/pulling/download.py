@@ -13,7 +13,7 @@ from image_svc.ingest import Content, Ingest
 from image_svc.oci import digests
 from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.pulling.progress import LayerProgress
+from image_svc.pulling.progress import LayerProgress, LayerState
 from image_svc.pulling.shared_jobs import Job
 from image_svc.registry.repository import Descriptor
 
@@ -65,7 +65,7 @@ class Download(Job[None]):
     ) -> None:
         super().__init__(patience)
         self.wanted = wanted
-        self._origin = origin
+        self.origin = origin
         self._content = content
         self._slots = slots
         self._avoid = avoid
@@ -114,7 +114,7 @@ class Download(Job[None]):
 
     @property
     def _title(self) -> str:
-        return f"{self._origin.reference.name}@{self.wanted.digest}"
+        return f"{self.origin.reference.name}@{self.wanted.digest}"
 
     def _disk_failure(self, error: OSError) -> BulkheadError:
         return telemetry.disk_failure(self._title, error)
@@ -130,16 +130,16 @@ class Download(Job[None]):
             return ""
         self.patience.acquire(self._slots)
         try:
-            with self._origin.held():
+            with self.origin.held():
                 began = time.monotonic()
-                host = self._origin.download(
+                host = self.origin.download(
                     self.wanted, lambda: self.ingest.have, self._write, self.patience, self._avoid
                 )
         finally:
             self._slots.release()
         telemetry.RESUMED_BYTES.inc(resumed)
         fields = {
-            "reference": str(self._origin.reference),
+            "reference": str(self.origin.reference),
             "digest": self.wanted.digest,
             "host": host,
             "bytes": self.wanted.size - resumed,
@@ -159,3 +159,5 @@ class Download(Job[None]):
         self._hasher.update(part)
         for progress in self._shown:
             progress.received = self.ingest.have
+            if progress.state is LayerState.WAITING:
+                progress.state = LayerState.DOWNLOADING

@@ -146,27 +146,27 @@ class LayerPuller:
 
     def unpacking(self, layer: Layer, name: int, pull: Pull, unpacker: Unpacker, patience: Patience) -> Unpacking:
         """Return the job, not begun, that fetches a layer and has it unpacked under that name."""
-        blob = Descriptor(layer.digest, layer.size, layer.media_type)
-        open_blob = partial(self.downloading, blob, pull, patience)
+        open_blob = partial(self.downloading, layer, pull, patience)
         decoder = self._gatekeeper.decoder(layer, pull.image, pull.purpose)
         return Unpacking(layer, name, open_blob, unpacker, self._limits, self._turns, patience, decoder)
 
     @contextmanager
     def downloading(
-        self, wanted: Descriptor, pull: Pull, patience: Patience, avoid: tuple[str, ...] = ()
+        self, wanted: Layer | Descriptor, pull: Pull, patience: Patience, avoid: tuple[str, ...] = ()
     ) -> Iterator[tuple[Download, bool]]:
-        """Yield a blob's download and whether it was begun here: one for all who want the blob, as long as any does.
+        """Yield a blob's download and whether it is this pull's: one for all who want the blob, as long as any does.
 
         One that is begun here avoids those hosts where it can.
         """
+        blob = Descriptor(wanted.digest, wanted.size, wanted.media_type)
 
         def make() -> Download:
             own = Patience(self._config.bulkhead.pull_timeout, f"download of {wanted.digest}")
-            return Download(wanted, pull.origin, self._content, pull.slots, own, avoid)
+            return Download(blob, pull.origin, self._content, pull.slots, own, avoid)
 
-        with self.jobs.join(("blob", wanted.digest), make, patience) as (download, mine):
+        with self.jobs.join(("blob", wanted.digest), make, patience) as (download, _):
             assert isinstance(download, Download)
-            yield download, mine
+            yield download, download.origin is pull.origin
 
     def _shortage(self, progress: Progress) -> str:
         """Say how much room a pull that met a full disk still needs, as far as can be known: layers grow unpacked."""

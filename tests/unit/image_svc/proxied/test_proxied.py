@@ -2,15 +2,13 @@
 
 import json
 import socket as sockets
-from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 import grpc
 import pytest
 
-from bulkhead.config.model import Config, Images, ProxyPlugin
+from bulkhead.config.model import ProxyPlugin
 from bulkhead.errors import (
     Cancelled,
     DataLoss,
@@ -23,109 +21,16 @@ from bulkhead.errors import (
 )
 from bulkhead.proto.containerd import snapshots_pb2 as pb
 from bulkhead.proto.containerd.types_pb2 import Mount
-from image_svc.decryption.gatekeeper import Gatekeeper
-from image_svc.oci.platforms import Platform
 from image_svc.patience import Patience
 from image_svc.proxied import Proxies, Proxy, client
-from image_svc.proxied.collect import ProxiedGarbage
-from image_svc.proxied.layers import ProxiedLayerPuller
-from image_svc.proxied.ready import Ready
-from image_svc.pulling.pull import ANYBODY, Puller
-from image_svc.registry.registries import Registries
+from image_svc.pulling.pull import ANYBODY
 from image_svc.snapshotters import Snapshotters
 from image_svc.store import Snapshot
 from image_svc.unpack.client import UnpackClient
-from image_svc.unpack.protocol import Limits, Unpacked
-from image_svc.upkeep.usage import ContainerUsage
-from support.fake_registry import FakeRegistry, FakeUnpack
-from support.fake_snapshots import ROOT, TARGET, FakeSnapshots, fake_snapshots
-from support.image_node import QUICK, Node
+from support.fake_registry import FakeRegistry
+from support.fake_snapshots import TARGET, FakeSnapshots, fake_snapshots
 from support.images import Image, Layer, digest
-
-
-class Applying(FakeUnpack):
-    """Unpacks into the directories of proxies, too, and keeps what was below each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.below: dict[str, tuple[str, ...]] = {}
-
-    def apply(
-        self,
-        snapshotter: str,
-        path: str,
-        lowers: Sequence[str],
-        stream: int,
-        limits: Limits,
-        algorithm: str = "sha256",
-    ) -> Unpacked:
-        assert snapshotter == "fake"
-        self.below[path] = tuple(lowers)
-        return self.unpack(path, stream, limits, algorithm)
-
-
-class ProxiedNode(Node):
-    """An image-svc that knows the snapshotter "fake" beside its own."""
-
-    def join(self, socket: Path) -> "ProxiedNode":
-        plugins = {"fake": ProxyPlugin("snapshot", str(socket), {"root": ROOT})}
-        images = Images(registry=self.registry, **self.options)
-        config = Config(root=self.root, state=self.root, images=images, proxy_plugins=plugins)
-        gatekeeper = Gatekeeper(self.root, "node")
-        helper = cast(UnpackClient, self.unpack)
-        self.proxies = Proxies(plugins)
-        self.snapshotters = Snapshotters("overlayfs", self.root, helper, self.store, self.proxies)
-        proxied = ProxiedLayerPuller(config, self.store, helper, self.layer_puller, self.proxies)
-        self.puller = Puller(
-            Registries(config, retry=QUICK),
-            self.content,
-            self.layer_puller,
-            gatekeeper,
-            self.leases,
-            elsewhere=partial(self.snapshotters.elsewhere, proxied),
-            host=Platform("linux", "amd64"),
-        )
-        self.garbage = ProxiedGarbage(self.store, self.leases, self.proxies)
-        self.usage = ContainerUsage(self.store, helper, 1.0, self.proxies)
-        self.ready = Ready(self.store, self.content, self.snapshotters, self.puller, 10.0)
-        return self
-
-    def pull_there(self, name: str, seconds: float = 10.0) -> str:
-        """Pull into the fake."""
-        return self.puller.pull(name, None, Patience(seconds, "pull"), snapshotter="fake")
-
-
-@pytest.fixture
-def image() -> Image:
-    """An image of three layers."""
-    return Image([Layer().file(name, name).tar() for name in ("one", "two", "three")])
-
-
-@pytest.fixture
-def socket(tmp_path: Path) -> Path:
-    return tmp_path / "snapshots.sock"
-
-
-@pytest.fixture
-def fake(socket: Path) -> Iterator[FakeSnapshots]:
-    with fake_snapshots(socket) as made:
-        yield made
-
-
-@pytest.fixture
-def node(tmp_path: Path, socket: Path) -> Iterator[ProxiedNode]:
-    made = ProxiedNode(tmp_path, unpack=Applying(), options={"disable_snapshot_annotations": False}).join(socket)
-    yield made
-    made.proxies.close()
-    made.close()
-
-
-def chain(image: Image) -> list[str]:
-    """Return an image's chain ids, by the definition of OCI's image-spec."""
-    found: list[str] = []
-    for layer in image.layers:
-        found.append(digest(f"{found[-1]} {digest(layer)}".encode()) if found else digest(layer))
-    return found
+from support.proxied_node import Applying, ProxiedNode, chain
 
 
 def test_layers_are_stacked_from_the_base_up(
