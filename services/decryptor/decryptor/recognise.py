@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from bulkhead.errors import BulkheadError
+from decryptor import costs
 from decryptor.complaints import NEEDS_PASSWORD, WRONG_PASSWORD
 
 PRIVATE_KEY, CERTIFICATE, JWK, PGP, PKCS11 = "private-key", "certificate", "jwk", "pgp", "pkcs11"
@@ -35,6 +36,7 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 _PEM_MARK = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]{1,64})-----")
 _PKCS11 = re.compile(rb"^pkcs11:[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 _PKCS11_URI = re.compile(rb"^[ \t]+uri:", re.MULTILINE)
+_UNREADABLE = "a private key that cannot be parsed"
 _CURVES: dict[str, type[ec.EllipticCurve]] = {"P-256": ec.SECP256R1, "P-384": ec.SECP384R1, "P-521": ec.SECP521R1}
 
 
@@ -101,9 +103,20 @@ def _pem_block(label: str, block: bytes, password: bytes | None) -> Key:
         return _pgp(block, password)
     if label == "OPENSSH PRIVATE KEY":
         return Key(PRIVATE_KEY, error="an OpenSSH key; ssh-keygen -p -m PKCS8 converts it")
+    if label == "ENCRYPTED PRIVATE KEY":
+        return _encrypted(block, password)
     if label.endswith("PRIVATE KEY"):
         return _private(block, password, pem=True)
     return Key(error=f"a PEM block {label!r} is no key to decrypt with")
+
+
+def _encrypted(block: bytes, password: bytes | None) -> Key:
+    try:
+        # One reading of the block serves for looking at it and for opening it.
+        data = costs.decoded(block)
+    except costs.Malformed:
+        return Key(PRIVATE_KEY, error=_UNREADABLE)
+    return dataclasses.replace(_private(data, password, pem=False), kind=PRIVATE_KEY)
 
 
 def _private(data: bytes, password: bytes | None, *, pem: bool) -> Key:
@@ -112,15 +125,22 @@ def _private(data: bytes, password: bytes | None, *, pem: bool) -> Key:
         key = load(data, None)
     except TypeError:
         # What the library raises for a protected key and no password.
-        return _protected(data, password, load) if password else Key(PRIVATE_KEY, error=NEEDS_PASSWORD)
+        return _protected(data, password, load, pem=pem) if password else Key(PRIVATE_KEY, error=NEEDS_PASSWORD)
     except Exception:  # a parser may raise anything at all on hostile bytes
-        return Key(PRIVATE_KEY if pem else "", error="a private key that cannot be parsed")
+        return Key(PRIVATE_KEY if pem else "", error=_UNREADABLE)
     return _usable(PRIVATE_KEY, key)
 
 
-def _protected(data: bytes, password: bytes, load: Callable[[bytes, bytes], object]) -> Key:
+def _protected(data: bytes, password: bytes, load: Callable[[bytes, bytes], object], *, pem: bool) -> Key:
     try:
+        # What PEM itself protects takes one round.
+        if not pem:
+            costs.check_pkcs8(data)
         return _usable(PRIVATE_KEY, load(data, password))
+    except costs.TooCostly as error:
+        return Key(PRIVATE_KEY, error=str(error))
+    except costs.Malformed:
+        return Key(PRIVATE_KEY, error=_UNREADABLE)
     except Exception:  # as above; what a wrong password makes of the bytes may be anything
         return Key(PRIVATE_KEY, error=WRONG_PASSWORD)
 

@@ -10,13 +10,14 @@ import pysequoia
 from pysequoia.packet import PacketPile, Tag
 
 from bulkhead.errors import InvalidArgument
+from decryptor import costs
 from decryptor.complaints import NEEDS_PASSWORD, WRONG_PASSWORD
 
 #: Keys looked at in one ring.
 KEYS_LIMIT = 64
 #: RuntimeError and the like; a panic of the library is a BaseException whose class it does not export.
 _ERRORS = tuple(kind for kind in BaseException.__subclasses__() if kind.__name__ in ("Exception", "PanicException"))
-_STARTS = (Tag.SecretKey, Tag.PublicKey)
+_STARTS, _SECRETS = (Tag.SecretKey, Tag.PublicKey), (Tag.SecretKey, Tag.SecretSubkey)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ def _secret(packets: "list[pysequoia.packet.Packet]", password: bytes | None) ->
     if not password:
         return Secret(fingerprint, NEEDS_PASSWORD)
     try:
+        costs.check_openpgp(packet.body or b"" for packet in packets if packet.tag in _SECRETS)
         return Secret(fingerprint, decryptor=key.decryptor(password.decode()))
+    except costs.TooCostly as error:
+        return Secret(fingerprint, str(error))
     except _ERRORS:
         return Secret(fingerprint, WRONG_PASSWORD)
 
