@@ -1,4 +1,8 @@
-"""The read model: every image as lists show it, built once for each change of the store."""
+"""The read model: every image as lists show it.
+
+Whoever changes the store builds it anew before going on, so that a list or a look-up waits for nobody: neither for the
+disk, nor, a row at a time, for the interpreter's lock.
+"""
 
 import threading
 from collections.abc import Iterable
@@ -15,9 +19,8 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True)
 class _View:
-    """The store at one generation; replaced as a whole, so that no look-up meets two of them."""
+    """The store after one change; replaced as a whole, so that no look-up meets two of them."""
 
-    generation: int = -1
     images: dict[str, Image] = field(default_factory=dict)
     #: Id by name.
     names: dict[str, str] = field(default_factory=dict)
@@ -31,19 +34,21 @@ class Catalogue:
         self._store = store
         self._pinned = {str(reference.parse(name)) for name in pinned if name}
         self._lock = threading.Lock()
-        self._latest = _View()
+        self._view = _View()
+        store.listeners.append(self._refresh)
+        self._refresh()
 
     def images(self) -> list[Image]:
         """Return every image, the one pulled last at the end."""
-        return list(self._view().images.values())
+        return list(self._view.images.values())
 
     def messages(self) -> list[api_pb2.Image]:
         """Return every image as the CRI has it."""
-        return list(self._view().messages.values())
+        return list(self._view.messages.values())
 
     def message(self, image: Image) -> api_pb2.Image:
         """Return one image as the CRI has it."""
-        found = self._view().messages.get(image.id)
+        found = self._view.messages.get(image.id)
         return found if found is not None else _message(image)
 
     def find(self, text: str) -> Image:
@@ -52,7 +57,7 @@ class Catalogue:
         A name comes before a prefix, as under containerd: who asks for "cafe" means the image of that name. NotFound
         names the text; a text that is neither is InvalidArgument.
         """
-        view = self._view()
+        view = self._view
         if text in view.images:
             return view.images[text]
         digits = text.removeprefix("sha256:")
@@ -75,17 +80,14 @@ class Catalogue:
         except NotFound:
             return None
 
-    def _view(self) -> _View:
-        if self._latest.generation == self._store.generation:
-            return self._latest
+    def _refresh(self) -> None:
+        # Under the lock, so that of two changes the view built last is the one that saw both.
         with self._lock:
-            generation = self._store.generation
             images = {image.id: image for image in self._load()}
             names = {name: image.id for image in images.values() for name in image.names}
             messages = {image.id: _message(image) for image in images.values()}
-            self._latest = view = _View(generation, images, names, messages)
+            self._view = _View(images, names, messages)
             telemetry.IMAGES.set(len(images))
-        return view
 
     def _load(self) -> Iterable[Image]:
         grouped: dict[str, list[tuple[str, str, str, str, int, bool, str]]] = {}

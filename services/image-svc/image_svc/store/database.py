@@ -4,7 +4,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from image_svc.store.containers import ContainerSnapshots
 from image_svc.store.kept import HELD, KeptContent, drop_nameless
 from image_svc.store.model import Layer, NewImage, NewLayer, StoredLayer
 from image_svc.store.proxied import ProxiedLayers
-from image_svc.store.schema import open_database
+from image_svc.store.schema import open_database, open_reader
 
 #: Names of snapshots that are reserved at a time, so that not each of them costs a write to disk.
 _NAMES = 256
@@ -47,25 +47,41 @@ def _add_layers(db: sqlite3.Connection, layers: Sequence[NewLayer]) -> set[int]:
 class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
     """Images, their layers and containers' snapshots; safe to share between threads.
 
-    `generation` changes with every change that lists of images can show.
+    Reads have a connection of their own, since a commit waits for the disk, which takes a third of a second while pulls
+    keep it busy.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection = open_database(str(path))
         self._lock = threading.RLock()
+        self._reader = open_reader(str(path))
+        self._reading = threading.Lock()
         #: Names that this process may hand out: above the first, up to the second.
         self._last_name = self._reserved = 0
-        self.generation = 0
+        #: Called after each change that lists of images can show is committed, before whoever made it goes on.
+        self.listeners: list[Callable[[], None]] = []
 
     def close(self) -> None:
         """Close the database."""
-        with self._lock:
+        with self._lock, self._reading:
+            self._reader.close()
             self._connection.close()
 
     @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        """Yield a transaction, committed at the end; ResourceExhausted for a full disk, with nothing changed."""
+    def _change(self, *, listed: bool = False) -> Iterator[sqlite3.Connection]:
+        """Yield a transaction, committed at the end; ResourceExhausted for a full disk, with nothing changed.
+
+        `listed`: lists of images can show the change.
+        """
+        with self._transaction() as db:
+            yield db
+        if listed:
+            for listener in self.listeners:
+                listener()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -80,8 +96,8 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
                 raise
 
     def _read(self, statement: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
-        with self._lock:
-            return self._connection.execute(statement, values).fetchall()
+        with self._reading:
+            return self._reader.execute(statement, values).fetchall()
 
     # Names of snapshot directories
 
@@ -117,7 +133,7 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
         first stays.
         """
         chain_id = image.layers[-1].chain_id if image.layers else ""
-        with self._change() as db:
+        with self._change(listed=True) as db:
             kept = _add_layers(db, layers)
             db.executemany("INSERT INTO blobs VALUES (?,?) ON CONFLICT DO NOTHING", list((blobs or {}).items()))
             db.execute(
@@ -150,17 +166,15 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
                 [(name, image.manifest, image.target) for name in image.names],
             )
             drop_nameless(db)
-            self.generation += 1
         return kept
 
     def remove_names(self, names: Iterable[str]) -> None:
         """Forget names, and the manifests and images that have none left; unknown names are success."""
         gone = list(names)
-        with self._change() as db:
+        with self._change(listed=True) as db:
             for table in ("names", "content_names"):
                 db.executemany(f"DELETE FROM {table} WHERE name = ?", [(name,) for name in gone])  # noqa: S608
             drop_nameless(db)
-            self.generation += 1
 
     def image_rows(self) -> list[tuple[str, str, str, str, int, bool, str]]:
         """Return id, chain id, user, manifest, size, encrypted and name, a row for each name, oldest image first."""
@@ -240,7 +254,7 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
 
         Returns the ids of those images.
         """
-        with self._change() as db:
+        with self._change(listed=True) as db:
             rows = db.execute("SELECT chain_id, name FROM layers").fetchall()
             images: set[str] = set()
             for chain_id in [row[0] for row in rows if row[1] in lost]:
@@ -250,7 +264,6 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
                     db.execute("DELETE FROM names WHERE manifest = ?", (manifest,))
                 db.execute("DELETE FROM layers WHERE chain_id = ?", (chain_id,))
             drop_nameless(db)
-            self.generation += 1
         return sorted(images)
 
     def unused_blobs(self, *, discard_layers: bool = False) -> list[str]:

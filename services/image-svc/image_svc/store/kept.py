@@ -27,9 +27,7 @@ class ContentName:
 class Database(Protocol):
     """What the store's parts share."""
 
-    generation: int
-
-    def _change(self) -> AbstractContextManager[sqlite3.Connection]: ...
+    def _change(self, *, listed: bool = False) -> AbstractContextManager[sqlite3.Connection]: ...
 
     def _read(self, statement: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]: ...
 
@@ -47,7 +45,7 @@ class KeptContent:
 
         A name of an unpacked image moves, unless it stands for that target already.
         """
-        with self._change() as db:
+        with self._change(listed=True) as db:
             for name in names:
                 if db.execute("SELECT 1 FROM names WHERE name = ? AND target = ?", (name, target)).fetchone():
                     continue
@@ -59,11 +57,10 @@ class KeptContent:
                 )
             _hold(db, target, digests)
             drop_nameless(db)
-            self.generation += 1
 
     def demote(self: Database, name: str, target: str, digests: Iterable[str]) -> None:
         """Make a name of an unpacked image one of content that is kept; nothing happens to other names."""
-        with self._change() as db:
+        with self._change(listed=True) as db:
             if not db.execute("DELETE FROM names WHERE name = ? AND target = ?", (name, target)).rowcount:
                 return
             db.execute(
@@ -71,7 +68,6 @@ class KeptContent:
             )
             _hold(db, target, digests)
             drop_nameless(db)
-            self.generation += 1
 
     def layers_of_only(self: Database, manifests: Iterable[str]) -> list[tuple[str, str, int]]:
         """Return chain id, diff id and bytes of the unpacked layers that no manifest but these is made of."""
@@ -98,7 +94,7 @@ class KeptContent:
 
     def add_names(self: Database, names: Iterable[str], manifest: str, target: str) -> bool:
         """Point further names at an image that is here; False, with nothing changed, if it has gone meanwhile."""
-        with self._change() as db:
+        with self._change(listed=True) as db:
             if not db.execute("SELECT 1 FROM manifests WHERE digest = ?", (manifest,)).fetchone():
                 return False
             db.executemany(
@@ -107,7 +103,6 @@ class KeptContent:
                 [(name, manifest, target) for name in names],
             )
             drop_nameless(db)
-            self.generation += 1
         return True
 
     def content_names(self: Database) -> list[ContentName]:

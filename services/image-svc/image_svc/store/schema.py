@@ -103,3 +103,15 @@ def open_database(path: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def open_reader(path: str) -> sqlite3.Connection:
+    """Open an existing database once more, to read what is committed while a commit of the other connection runs."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+    try:
+        for pragma in ("query_only=ON", "temp_store=MEMORY"):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -4,6 +4,8 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,28 @@ def test_lists_come_from_memory(node: Node, catalogue: Catalogue) -> None:
     assert catalogue.messages()[0] is first[0]
     node.store.add_image(new_image(3, "q.io/three:1"))
     assert len(catalogue.messages()) == 3
+
+
+def test_reads_wait_for_no_commit(node: Node, catalogue: Catalogue) -> None:
+    """Lists, look-ups and reads answer with what was committed while a change is under way in another thread."""
+    node.store.add_blob(sha("blob"), 7)
+    with ThreadPoolExecutor(1) as other, node.store._change() as db:
+        db.execute("DELETE FROM names")
+        db.execute("DELETE FROM blobs")
+        assert other.submit(catalogue.find, "one:1").result(timeout=10).id == sha("config1")
+        assert len(other.submit(catalogue.messages).result(timeout=10)) == 2
+        assert other.submit(node.store.usage).result(timeout=10) == (7, 1)
+
+
+def test_a_change_that_fails_is_not_listed(node: Node, catalogue: Catalogue) -> None:
+    """Whoever listens is told of what was committed and of nothing else."""
+    told: list[None] = []
+    node.store.listeners.append(lambda: told.append(None))
+    with suppress(ValueError), node.store._change(listed=True) as db:
+        db.execute("DELETE FROM names")
+        raise ValueError
+
+    assert (len(catalogue.images()), told) == (2, [])
 
 
 def test_remove_names(node: Node, catalogue: Catalogue) -> None:
