@@ -49,7 +49,7 @@ class Helper:
         """Unpack a layer through a pipe, as image-svc does; a new name unless one is given."""
         name = name or str(next(self.names))
         here, there = os.pipe()
-        feeder = threading.Thread(target=_feed, args=(there, data))
+        feeder = threading.Thread(target=feed, args=(there, data))
         feeder.start()
         try:
             return name, self.client.unpack(name, here, limits)
@@ -79,17 +79,18 @@ class Helper:
         return [int(pid) for pid in text.split()]
 
 
-def _feed(fd: int, data: bytes) -> None:
+def feed(fd: int, data: bytes) -> None:
+    """Write a layer into a pipe and close it; who reads may stop before its end."""
     with contextlib.suppress(BrokenPipeError), os.fdopen(fd, "wb") as pipe:
         pipe.write(data)
 
 
 @contextlib.contextmanager
-def running(directory: Path | None = None) -> Iterator[Helper]:
-    """Run a helper in a scratch directory; it must end cleanly when told to."""
+def running(directory: Path | None = None, more: str = "") -> Iterator[Helper]:
+    """Run a helper in a scratch directory, with `more` configuration; it must end cleanly when told to."""
     with contextlib.ExitStack() as stack:
         place = directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bhunpack")))
-        helper = start(place)
+        helper = start(place, more)
         try:
             yield helper
         finally:
@@ -98,11 +99,11 @@ def running(directory: Path | None = None) -> Iterator[Helper]:
         assert status == 0
 
 
-def start(place: Path) -> Helper:
+def start(place: Path, more: str = "") -> Helper:
     """Start a helper whose root and state are in `place`, and wait until it answers."""
     file = place / "config.toml"
     file.write_text(
-        f'version = 3\nroot = "{place}/root"\nstate = "{place}/state"\n[bulkhead.users]\nimage-svc = "nobody"\n'
+        f'version = 3\nroot = "{place}/root"\nstate = "{place}/state"\n[bulkhead.users]\nimage-svc = "nobody"\n{more}'
     )
     process = subprocess.Popen([sys.executable, "-m", "image_svc.unpack", "--config", str(file)])
     client = UnpackClient(place / "state/io.bulkhead/image-svc-unpack/unpack.sock")

@@ -8,13 +8,14 @@ count only below the root that the configuration has for that snapshotter, and o
 import functools
 import logging
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from bulkhead import exports
 from bulkhead.errors import FailedPrecondition, InvalidArgument, PermissionDenied
-from image_svc.unpack import confine, linux, paths, protocol, settle
+from image_svc.unpack import confine, linux, opaque, paths, protocol, settle
 from image_svc.unpack.confine import Confinement
 from image_svc.unpack.settle import Lower
 from image_svc.unpack.worker import Step
@@ -81,20 +82,34 @@ class Place:
             os.close(fd)
 
     def finish(self, implied: int) -> Generator[Step, dict[str, Any], None]:
-        """Yield the steps after unpacking: metadata of implied directories, and the way to disk."""
-        if implied and self._lowers:
-            os.lseek(self.implicit, 0, os.SEEK_SET)
-            seen = Confinement(self._top, confine.FILES, (self.implicit,), seconds=_SETTLE_SECONDS)
-            work: Callable[[], dict[str, Any]] = functools.partial(_settle, self._path, self._lowers, self.implicit)
-            answer = yield Step(seen, work, _SETTLE_SECONDS)
-            if answer.get("empty"):
-                logger.warning(
-                    "%s layers below %s look empty from here; if they are mounts, propagation must be shared for this"
-                    " process to see them, and directories that a layer implies have mode 0755 without them",
-                    int(answer["empty"]),
-                    os.fsdecode(self._path),
-                )
+        """Yield the steps after unpacking: what depends on the layers beneath, and the way to disk."""
+        if self._lowers and (implied or os.fstat(self.opaque).st_size):
+            yield from self._upon_lowers()
         yield Step(Confinement(self.target, 0, seconds=_SYNC_SECONDS), _sync, _SYNC_SECONDS)
+
+    def _upon_lowers(self) -> Generator[Step, dict[str, Any], None]:
+        """Yield the steps that give implied directories their metadata and have an opaque root hide what it must."""
+        lists = (self.implicit, self.opaque)
+        self._rewind()
+        seen = Confinement(self._top, confine.FILES, lists, seconds=_SETTLE_SECONDS)
+        work: Callable[[], dict[str, Any]] = functools.partial(_settle, self._path, self._lowers, *lists)
+        answer = yield Step(seen, work, _SETTLE_SECONDS)
+        if answer.get("empty"):
+            logger.warning(
+                "%s layers below %s look empty from here; if they are mounts, propagation must be shared for this"
+                " process to see them: without them directories that a layer implies have mode 0755, and an opaque"
+                " root hides nothing of theirs",
+                int(answer["empty"]),
+                os.fsdecode(self._path),
+            )
+        if answer.get("grown"):
+            self._rewind()
+            marking = Confinement(self.target, confine.OPAQUE, (self.opaque,), seconds=_SETTLE_SECONDS)
+            yield Step(marking, functools.partial(opaque.mark, self.opaque), _SETTLE_SECONDS)
+
+    def _rewind(self) -> None:
+        for fd in (self.implicit, self.opaque):
+            os.lseek(fd, 0, os.SEEK_SET)
 
 
 class _Foreign(Lower):
@@ -118,12 +133,25 @@ class _Foreign(Lower):
     def hides(self, path: bytes) -> bool:
         return False
 
+    def names(self) -> set[bytes]:
+        """Return what is in the layer's root directory."""
+        root = self.open(b".")
+        try:
+            return {os.fsencode(name) for name in os.listdir(root)}
+        finally:
+            os.close(root)
 
-def _settle(path: bytes, lowers: Sequence[bytes], listed: int) -> dict[str, Any]:
-    """Give implied directories the metadata they have beneath; also count layers in which nothing is to be seen."""
+
+def _settle(path: bytes, lowers: Sequence[bytes], implicit: int, listed: int) -> dict[str, Any]:
+    """Give implied directories the metadata they have beneath, and close an opaque root.
+
+    Returns how many directories changed, how many are to be marked opaque besides those that were, and in how many of
+    the layers beneath nothing is to be seen.
+    """
     own, below, settled = _Foreign(path), [_Foreign(each) for each in lowers], 0
-    for each in paths.read(listed):
-        source = settle.find(below, each)
+    search = settle.Search(below)
+    for each in paths.read(implicit):
+        source = search.find(each)
         if source < 0:
             continue
         target = own.open(each)
@@ -133,7 +161,29 @@ def _settle(path: bytes, lowers: Sequence[bytes], listed: int) -> dict[str, Any]
             os.close(source)
             os.close(target)
         settled += 1
-    return {"settled": settled, "empty": sum(not os.listdir(each.open(b".")) for each in below)}
+    beneath = [each.names() for each in below]
+    grown = _close_root(own, set().union(*beneath), listed) if b"." in set(paths.read(listed)) else 0
+    return {"settled": settled, "grown": grown, "empty": sum(not names for names in beneath)}
+
+
+def _close_root(own: _Foreign, beneath: Set[bytes], listed: int) -> int:
+    """Hide what lies beneath an opaque root by its names, since overlayfs looks for no mark on a root.
+
+    A directory that is there on both sides is listed, to be marked; returns how many were.
+    """
+    root = own.open(b".")
+    before = os.fstat(root)
+    kept = {name: os.stat(name, dir_fd=root, follow_symlinks=False) for name in own.names() & beneath}
+    for name in sorted(beneath - kept.keys()):
+        os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=root)
+    os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.close(root)
+    marks = paths.PathList(listed)
+    for name, found in kept.items():
+        if stat.S_ISDIR(found.st_mode):
+            marks.add(name)
+    marks.flush()
+    return marks.count
 
 
 def _sync() -> dict[str, Any]:
