@@ -13,7 +13,7 @@ from pathlib import Path
 from bulkhead.errors import BulkheadError, Cancelled
 from bulkhead.files import fsync_directory
 from image_svc.patience import Patience
-from image_svc.unpack.linux import sync_file_range
+from image_svc.unpack.linux import sync_file_range, syncfs
 
 #: Bytes read at once to hash what is here.
 BLOCK = 1 << 20
@@ -115,7 +115,7 @@ class Content:
     """The directory of finished blobs and that of partial ones."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._blobs = root / "blobs"
         self._ingest = root / "ingest"
         self._ingest.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -162,6 +162,14 @@ class Content:
         """
         with suppress(FileNotFoundError):
             self.partial(digest).rename(self.path(digest))
+
+    def sync(self) -> None:
+        """Write everything on the file system of the blobs to disk; OSError if that fails."""
+        fd = os.open(self._ingest, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syncfs(fd)
+        finally:
+            os.close(fd)
 
     def give_back(self, digest: str) -> None:
         """Turn a blob that was never recorded into a partial file again, whose bytes the next pull will check."""
@@ -238,10 +246,10 @@ class Content:
     @property
     def room(self) -> int:
         """Bytes that are free on the file system."""
-        disk = os.statvfs(self._root)
+        disk = os.statvfs(self.root)
         return disk.f_bavail * disk.f_frsize
 
     def shortage(self, wanted: int) -> str:
         """Say how much room is missing for so many bytes, on a file system that has just proved full."""
-        missing = max(wanted - self.room, os.statvfs(self._root).f_frsize)
-        return f"at least {missing} bytes are missing on the file system of {self._root}"
+        missing = max(wanted - self.room, os.statvfs(self.root).f_frsize)
+        return f"at least {missing} bytes are missing on the file system of {self.root}"

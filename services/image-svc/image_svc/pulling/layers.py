@@ -59,7 +59,7 @@ class LayerPuller:
         #: Downloads and unpackings under way, keyed ("blob", digest) and ("layer", chain id).
         self.jobs = Jobs()
         self._damage = Damage(store, content, client)
-        self._writeback = Writeback(client.sync)
+        self._writeback = Writeback(content, client)
         self._turns = Turns(config.bulkhead.unpack_slots or _slots())
         self._limits = Limits(
             entries=config.bulkhead.unpack_max_entries,
@@ -217,7 +217,7 @@ class LayerPuller:
         for digest in blobs:
             self._content.keep(digest)
         with stage("pull_sync"):
-            despite_kills(self._client.sync, patience, self._client)
+            despite_kills(partial(self._writeback.wait, patience), patience, self._client)
 
 
 def _slots() -> int:

@@ -1,43 +1,89 @@
-"""Writes to disk while a pull still works what the last step would else have to wait for."""
+"""Writes the store to disk: in the background while a pull still works, and for good before anything is recorded."""
 
 import logging
+import os
 import threading
-from collections.abc import Callable
+from concurrent.futures import Future
 
-from bulkhead.errors import BulkheadError
+from bulkhead.errors import BulkheadError, Internal, ResourceExhausted
+from image_svc import telemetry
+from image_svc.ingest import Content
+from image_svc.patience import Patience
+from image_svc.unpack.client import UnpackClient
 
 logger = logging.getLogger(__name__)
 
 
 class Writeback:
-    """Syncs in the background when asked to; a request while one is under way is one more after it."""
+    """Syncs the file systems of blobs and snapshots, one round at a time, each for all who asked before it began."""
 
-    def __init__(self, sync: Callable[[], None]) -> None:
-        self._sync = sync
+    def __init__(self, content: Content, client: UnpackClient) -> None:
+        self._content = content
+        self._client = client
         self._lock = threading.Lock()
-        self._running = self._again = False
+        self._running = False
+        #: The round that has not begun, if anybody asked for one.
+        self._next: Future[None] | None = None
 
     def kick(self) -> None:
         """Ask for a sync soon; nothing is told of it, since what must be durable is synced by whoever says so."""
+        self._ask()
+
+    def wait(self, patience: Patience) -> None:
+        """Return once all that was written before is on disk.
+
+        Raises what the disk said, or Aborted and UnpackerGone for a helper that was killed meanwhile; and as the
+        patience does, which leaves behind a thread that waits for a disk that hangs.
+        """
+        patience.wait(self._ask())
+
+    def _ask(self) -> "Future[None]":
         with self._lock:
-            self._again = True
+            if self._next is None:
+                self._next = Future()
+            asked = self._next
             if self._running:
-                return
+                return asked
             self._running = True
         try:
             threading.Thread(target=self._run, name="writeback", daemon=True).start()
-        except RuntimeError:  # as many threads as there may be
+        except RuntimeError as error:  # as many threads as there may be
             with self._lock:
-                self._running = False
+                self._running, self._next = False, None
+            asked.set_exception(ResourceExhausted(f"no thread to write to disk: {error}"))
+        return asked
 
     def _run(self) -> None:
         while True:
             with self._lock:
-                if not self._again:
+                turn, self._next = self._next, None
+                if turn is None:
                     self._running = False
                     return
-                self._again = False
             try:
                 self._sync()
             except BulkheadError as error:
-                logger.debug("sync in the background: %s", error)
+                logger.debug("sync: %s", error)
+                turn.set_exception(error)
+            except Exception as error:  # somebody waits
+                logger.exception("sync failed")
+                turn.set_exception(Internal(f"sync: {type(error).__name__}: {error}"))
+            else:
+                turn.set_result(None)
+
+    def _sync(self) -> None:
+        """Sync the blobs' file system, and have the helper sync its own unless that is the same."""
+        try:
+            self._content.sync()
+            apart = self._apart()
+        except OSError as error:
+            raise telemetry.disk_failure("sync", error) from error
+        if apart:
+            self._client.sync()
+
+    def _apart(self) -> bool:
+        root = self._content.root
+        try:
+            return os.stat(root / "snapshots").st_dev != os.stat(root).st_dev
+        except FileNotFoundError:
+            return True
