@@ -9,6 +9,7 @@ import os
 import pwd
 import random
 import subprocess
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -257,6 +258,32 @@ def test_an_ordinary_layer_upon_lazy_ones(
     assert "700 7 8" in output
     assert "passwd" not in output
     assert "little" in output
+
+    # An opaque root hides all that the lazy layers have; its header stands before busybox's.
+    closed = Layer().file(".wh..wh..opq").tar()[: tarfile.BLOCKSIZE] + busybox_layer()
+    stargz.push(pusher, "closed", "1", lower, tmp_path, [closed])
+    pull(stack, f"{counted.address}/closed:1", "lazy-crun")
+    command = "ls -d /etc/priv || echo hidden; cat /etc/passwd"
+    code, output = run(stack, f"{counted.address}/closed:1", "lazy-crun", command, tmp_path / "closed")
+    assert (code, "hidden" in output, "root" in output) == (0, True, True)
+
+
+def test_a_lazy_layer_between_ordinary_ones(stack: Stack, counted: Cuts, registry: str, tmp_path: Path) -> None:
+    """The ordinary ones are fetched side by side, and what the snapshotter takes between them is not."""
+    bulk = Layer().dir("data").file("data/bulk", BULK).file("data/small", "little").tar()
+    top = [Layer().file(f"top{number}", f"{number}\n").tar() for number in range(3)]
+    beneath = [busybox_layer()]
+    blobs = stargz.push(Pusher(registry), "between", "1", [bulk], tmp_path, top, beneath)
+    image, before = f"{counted.address}/between:1", counted.received
+
+    pull(stack, image, "lazy-crun")
+    code, output = run(stack, image, "lazy-crun", "cat /top? /data/small", tmp_path)
+
+    assert (code, "little" in output) == (0, True)
+    assert [blob(stack, each).exists() for each in blobs] == [True, False, True, True, True]
+    ingest = stack.directory / "root/io.bulkhead/ingest"
+    assert not (ingest / blobs[1].replace(":", "-")).exists()
+    assert counted.received - before < len(BULK) / 2
 
 
 def test_an_encrypted_image(stack: Stack, registry: str, tmp_path: Path) -> None:

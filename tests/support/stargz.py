@@ -108,31 +108,24 @@ def _answers(path: Path) -> bool:
 
 
 def push(
-    pusher: Pusher, repository: str, tag: str, layers: list[bytes], scratch: Path, ordinary: Sequence[bytes] = ()
+    pusher: Pusher,
+    repository: str,
+    tag: str,
+    layers: list[bytes],
+    scratch: Path,
+    ordinary: Sequence[bytes] = (),
+    beneath: Sequence[bytes] = (),
 ) -> list[str]:
-    """Upload an image of eStargz layers made of these tars, ordinary ones upon them; return its blobs' digests."""
-    described: list[dict[str, object]] = []
-    diff_ids = []
+    """Upload an image of eStargz layers made of these tars, ordinary ones upon and beneath them; return its blobs."""
+    described = [_entry(pusher, repository, compress(tar, "gzip")) for tar in beneath]
     for number, tar in enumerate(layers):
         plain, made = scratch / f"{number}.tar", scratch / f"{number}.esgz"
         plain.write_bytes(tar)
         command = [str(build("stargz")["stargz"]), "convert", str(plain), str(made)]
         toc = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
-        blob = made.read_bytes()
-        pusher.blob(repository, blob)
-        diff_ids.append(digest(gzip.decompress(blob)))
-        entry = {
-            "mediaType": MEDIA["oci"]["gzip"],
-            "size": len(blob),
-            "digest": digest(blob),
-            "annotations": {TOC: toc},
-        }
-        described.append(entry)
-    for tar in ordinary:
-        blob = compress(tar, "gzip")
-        pusher.blob(repository, blob)
-        diff_ids.append(digest(tar))
-        described.append({"mediaType": MEDIA["oci"]["gzip"], "size": len(blob), "digest": digest(blob)})
+        described.append(_entry(pusher, repository, made.read_bytes(), annotations={TOC: toc}))
+    described += [_entry(pusher, repository, compress(tar, "gzip")) for tar in ordinary]
+    diff_ids = [each.pop("diff_id") for each in described]
     config = json.dumps(
         {
             "architecture": "amd64",
@@ -150,3 +143,10 @@ def push(
     }
     pusher.manifest(repository, tag, json.dumps(body).encode(), MEDIA["oci"]["manifest"])
     return [str(each["digest"]) for each in described]
+
+
+def _entry(pusher: Pusher, repository: str, blob: bytes, **fields: object) -> dict[str, object]:
+    """Upload a layer and return its descriptor, with its diff id besides."""
+    pusher.blob(repository, blob)
+    described = {"mediaType": MEDIA["oci"]["gzip"], "size": len(blob), "digest": digest(blob)}
+    return {**described, **fields, "diff_id": digest(gzip.decompress(blob))}
