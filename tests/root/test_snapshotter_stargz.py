@@ -1,17 +1,18 @@
-"""The real stargz snapshotter behind two runtime handlers of a whole stack, beside overlayfs behind a third.
+"""The real stargz snapshotter behind two runtime handlers of a whole stack, beside containerd's and our own overlayfs.
 
 Debian has stargz-snapshotter's client only: the server is a small program of ours around the module's own service.
 """
 
-import grp
 import hashlib
 import os
 import pwd
 import random
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ from support.stargz import Stargz
 
 pytestmark = pytest.mark.root
 
-_HANDLER = """[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.lazy-{name}]
-snapshotter = "stargz"
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.lazy-{name}.options]
+_HANDLER = """[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{name}]
+snapshotter = "{snapshotter}"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{name}.options]
 BinaryName = "{binary}"
 """
 #: By address.
@@ -53,23 +54,40 @@ def counted(registry: str) -> Iterator[Cuts]:
 @pytest.fixture(scope="module")
 def snapshotter(tmp_path_factory: pytest.TempPathFactory, own_network: None) -> Iterator[Stargz]:
     """The snapshotter, open to image-svc's user."""
-    directory = Path(
-        subprocess.run(["mktemp", "-d", "/tmp/bhsgzXXXX"], check=True, capture_output=True, text=True).stdout.strip()
-    )
-    with Stargz(directory, grp.getgrgid(pwd.getpwnam("bulkhead-image").pw_gid).gr_gid) as made:
+    with serving(plain=False) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def plain(own_network: None) -> Iterator[Stargz]:
+    """Containerd's overlayfs snapshotter, open to image-svc's user."""
+    with serving(plain=True) as made:
+        yield made
+
+
+@contextmanager
+def serving(*, plain: bool) -> Iterator[Stargz]:
+    """Run a snapshotter in a directory of its own."""
+    directory = Path(tempfile.mkdtemp(prefix="bhsgz"))
+    with Stargz(directory, pwd.getpwnam("bulkhead-image").pw_gid, plain) as made:
         yield made
     subprocess.run(["rm", "-rf", str(directory)], check=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
-def stack(registry: str, snapshotter: Stargz) -> Iterator[Stack]:
-    """A stack with the handlers lazy-runc and lazy-crun, whose images are stargz's."""
-    handlers = "".join(
-        _HANDLER.format(name=name, binary=binary)
-        for name, binary in (("runc", "/usr/sbin/runc"), ("crun", "/usr/bin/crun"))
+def stack(registry: str, snapshotter: Stargz, plain: Stargz) -> Iterator[Stack]:
+    """A stack with the handlers lazy-runc and lazy-crun, whose images are stargz's, and plain-runc."""
+    runtimes = (
+        ("lazy-runc", "stargz", "/usr/sbin/runc"),
+        ("lazy-crun", "stargz", "/usr/bin/crun"),
+        ("plain-runc", "plain", "/usr/sbin/runc"),
     )
+    handlers = "".join(_HANDLER.format(name=name, snapshotter=of, binary=binary) for name, of, binary in runtimes)
     with Stack(
-        registry, number=97, images="disable_snapshot_annotations = false", more=handlers + snapshotter.config
+        registry,
+        number=97,
+        images="disable_snapshot_annotations = false",
+        more=handlers + snapshotter.config + plain.config,
     ) as running:
         yield running
         # A process with a live connection is not one to fork, which other tests do.
@@ -199,8 +217,11 @@ def test_a_lazily_pulled_image_is_no_overlayfs_image(stack: Stack, lazy: tuple[s
     assert run(stack, image, "lazy-runc", "cat /data/small", tmp_path)[0] == 0
 
 
-def test_an_ordinary_image(stack: Stack, snapshotter: Stargz, registry: str, tmp_path: Path) -> None:
-    """Layers that the snapshotter does not take are unpacked into its directories, as into our own."""
+@pytest.mark.parametrize("handler", ["lazy-runc", "plain-runc"])
+def test_an_ordinary_image(
+    stack: Stack, snapshotter: Stargz, plain: Stargz, registry: str, tmp_path: Path, handler: str
+) -> None:
+    """Layers that a snapshotter does not take are unpacked into its directories, as into our own."""
     first = (
         Layer().dir("etc").dir("etc/priv", 0o700, uid=7, gid=8).file("etc/priv/old", "1\n").dir("d").file("d/gone", "1")
     )
@@ -212,8 +233,8 @@ def test_an_ordinary_image(stack: Stack, snapshotter: Stargz, registry: str, tmp
         "stat -c '%a %u %g' /etc/priv; cat /etc/priv/old /etc/priv/new; ls /d; ls -d /tmp 2> /dev/null || echo none"
     )
 
-    pull(stack, image, "lazy-runc")
-    seen = run(stack, image, "lazy-runc", command, tmp_path / "proxy")
+    pull(stack, image, handler)
+    seen = run(stack, image, handler, command, tmp_path / "proxy")
     same = run(stack, image, "runc", command, tmp_path / "own")
 
     def lines(log: str) -> list[str]:
@@ -226,11 +247,9 @@ def test_an_ordinary_image(stack: Stack, snapshotter: Stargz, registry: str, tmp
     assert lines(seen[1]).count("here") == 1
     assert not any("gone" in line for line in lines(seen[1]))
     usage = images(stack).ImageFsInfo(cri.ImageFsInfoRequest(), timeout=10).image_filesystems
-    assert {each.fs_id.mountpoint for each in usage} == {
-        str(stack.directory / "root/io.bulkhead"),
-        str(snapshotter.root),
-    }
-    assert all(each.used_bytes.value > 100_000 for each in usage)
+    used = {each.fs_id.mountpoint: each.used_bytes.value for each in usage}
+    theirs = plain if handler == "plain-runc" else snapshotter
+    assert all(used[place] > 100_000 for place in (str(stack.directory / "root/io.bulkhead"), str(theirs.root)))
 
 
 def test_an_ordinary_layer_upon_lazy_ones(
@@ -364,7 +383,18 @@ def test_a_closed_socket(stack: Stack, snapshotter: Stargz, registry: str) -> No
     assert f"chmod g+rw {snapshotter.socket}" in (caught.value.details() or "")
 
 
-def test_nothing_is_left(stack: Stack, snapshotter: Stargz, registry: str, tmp_path: Path) -> None:
+def test_lazy_layers_where_nobody_takes_them(stack: Stack, lazy: tuple[str, list[str]], tmp_path: Path) -> None:
+    """In a snapshotter that cannot fetch lazily an eStargz image is fetched and unpacked as any other."""
+    image, blobs = lazy
+    pull(stack, image, "plain-runc")
+
+    code, output = run(stack, image, "plain-runc", "cat /data/small; sha256sum /data/bulk", tmp_path)
+
+    assert (code, "little" in output, hashlib.sha256(BULK).hexdigest() in output) == (0, True, True)
+    assert all(blob(stack, each).exists() for each in blobs)
+
+
+def test_nothing_is_left(stack: Stack, snapshotter: Stargz, plain: Stargz, registry: str, tmp_path: Path) -> None:
     """What an earlier process was unpacking, and every layer, goes with the last image that needs it."""
     with rpc.channel(str(snapshotter.socket)) as own:
         leftover = snapshots_pb2.PrepareSnapshotRequest(key="extract-0123456789ab-1 sha256:" + "0" * 64)
@@ -377,6 +407,7 @@ def test_nothing_is_left(stack: Stack, snapshotter: Stargz, registry: str, tmp_p
     for image in images(stack).ListImages(cri.ListImagesRequest(), timeout=10).images:
         remove(stack, image.id)
 
-    wait(lambda: not kept(snapshotter))
-    wait(lambda: not list((snapshotter.root / "snapshots").iterdir()))
+    for each in (snapshotter, plain):
+        wait(lambda each=each: not kept(each))  # type: ignore[misc]
+        wait(lambda each=each: not list((each.root / "snapshots").iterdir()))  # type: ignore[misc]
     assert not stargz.mounted(snapshotter.directory)

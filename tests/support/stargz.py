@@ -1,4 +1,4 @@
-"""The stargz snapshotter as a process of its own, and images whose layers it can mount without downloading them."""
+"""Snapshotters of others as processes of their own, stargz and overlayfs, and images that stargz can mount lazily."""
 
 import gzip
 import json
@@ -24,6 +24,8 @@ class Stargz:
     directory: Path
     #: The user who may call it, by group.
     gid: int
+    #: Whether it is containerd's overlayfs snapshotter instead, known as `plain`.
+    plain: bool = False
     process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -34,7 +36,7 @@ class Stargz:
     @property
     def root(self) -> Path:
         """Where its mounts lie: what the configuration has as exports.root."""
-        return self.directory / "data" / "snapshotter"
+        return self.directory / "data" / ("" if self.plain else "snapshotter")
 
     @property
     def log(self) -> str:
@@ -43,18 +45,20 @@ class Stargz:
 
     @property
     def config(self) -> str:
-        """Return the tables that make it known as `stargz`."""
+        """Return the tables that make it known."""
+        name = "plain" if self.plain else "stargz"
         return (
-            f'[proxy_plugins.stargz]\ntype = "snapshot"\naddress = "{self.socket}"\n'
-            f'[proxy_plugins.stargz.exports]\nroot = "{self.root}"\n'
+            f'[proxy_plugins.{name}]\ntype = "snapshot"\naddress = "{self.socket}"\n'
+            f'[proxy_plugins.{name}.exports]\nroot = "{self.root}"\n'
         )
 
     def start(self) -> None:
         """Start it and open its socket to the group."""
         self.socket.unlink(missing_ok=True)
         (self.directory / "data").mkdir(exist_ok=True)
+        kind = "overlayfs" if self.plain else "serve"
         with (self.directory / "log").open("ab") as log:
-            command = [str(build("stargz")["stargz"]), "serve", str(self.socket), str(self.directory / "data")]
+            command = [str(build("stargz")["stargz"]), kind, str(self.socket), str(self.directory / "data")]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + 20
         while not _answers(self.socket):

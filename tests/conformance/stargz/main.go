@@ -1,7 +1,9 @@
-// The stargz snapshotter as a proxy plugin of its own process, and the tool that makes layers it can mount lazily.
+// The stargz snapshotter as a proxy plugin of its own process, and the tool that makes layers it can mount lazily;
+// also containerd's overlayfs snapshotter, which takes no layer by itself.
 //
-//	stargz serve SOCKET ROOT    serve the snapshots API on SOCKET; registries on loopback are asked over plain HTTP
-//	stargz convert IN OUT       write the tar IN as an eStargz blob to OUT and its TOC digest to standard output
+//	stargz serve SOCKET ROOT      serve the snapshots API on SOCKET; registries on loopback are asked over plain HTTP
+//	stargz overlayfs SOCKET ROOT  serve containerd's overlayfs snapshotter on SOCKET
+//	stargz convert IN OUT         write the tar IN as an eStargz blob to OUT and its TOC digest to standard output
 package main
 
 import (
@@ -16,6 +18,8 @@ import (
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/containerd/stargz-snapshotter/fs/config"
 	"github.com/containerd/stargz-snapshotter/service"
@@ -24,12 +28,14 @@ import (
 
 func main() {
 	if len(os.Args) != 4 {
-		log.Fatal("usage: stargz serve SOCKET ROOT | stargz convert IN OUT")
+		log.Fatal("usage: stargz serve|overlayfs SOCKET ROOT | stargz convert IN OUT")
 	}
 	var err error
 	switch os.Args[1] {
 	case "serve":
-		err = serve(os.Args[2], os.Args[3])
+		err = serve(os.Args[2], os.Args[3], lazy)
+	case "overlayfs":
+		err = serve(os.Args[2], os.Args[3], plain)
 	case "convert":
 		err = convert(os.Args[2], os.Args[3])
 	default:
@@ -40,12 +46,20 @@ func main() {
 	}
 }
 
-func serve(socket, root string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
+func lazy(ctx context.Context, root string) (snapshots.Snapshotter, error) {
 	// Nothing is fetched that no file asks for, so that a test can tell a lazy layer by what the registry served.
 	settings := &service.Config{Config: config.Config{NoPrefetch: true, NoBackgroundFetch: true}}
-	snapshotter, err := service.NewStargzSnapshotterService(ctx, root, settings)
+	return service.NewStargzSnapshotterService(ctx, root, settings)
+}
+
+func plain(_ context.Context, root string) (snapshots.Snapshotter, error) {
+	return overlay.NewSnapshotter(root)
+}
+
+func serve(socket, root string, open func(context.Context, string) (snapshots.Snapshotter, error)) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	snapshotter, err := open(ctx, root)
 	if err != nil {
 		return err
 	}
