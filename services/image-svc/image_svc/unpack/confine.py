@@ -53,6 +53,8 @@ class Confinement:
     seconds: float = 1800.0
     memory: int = 1024 * _MIB
     file_size: int = 1 << 40
+    #: Added to the niceness.
+    niceness: int = 0
     #: For work nobody waits for.
     idle: bool = False
     #: The system calls it may make.
@@ -87,8 +89,8 @@ def enter(confinement: Confinement, answer: int, parent: int) -> None:
     os.fchdir(confinement.root)
     os.chroot(".")
     os.close(confinement.root)
+    os.nice(19 if confinement.idle else confinement.niceness)
     if confinement.idle:
-        os.nice(19)
         linux.idle_io_priority()
     _limit(confinement)
     linux.drop_bounding_set(confinement.capabilities, among=HELPER)

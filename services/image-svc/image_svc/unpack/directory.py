@@ -102,6 +102,11 @@ class Snapshots:
         os.mkdir(f"{name}/work", 0o711, dir_fd=self.fd)
         self.complete(name)
 
+    def trash_waits(self) -> bool:
+        """Tell whether anything thrown away is still to be removed."""
+        with os.scandir(self.trash) as entries:
+            return next(entries, None) is not None
+
     def throw_away(self, name: str) -> bool:
         """Move a snapshot to the trash and return whether there was one."""
         thrown = f"{name}.{self._token}.{next(self._thrown)}"

@@ -33,6 +33,8 @@ _COPY_SECONDS = 1800.0
 _USAGE_SECONDS = 60.0
 _SYNC_SECONDS = 300.0
 _NEVER = 30 * 86400.0
+#: Of processes that unpack, beside those that answer calls.
+_NICENESS = 5
 #: A list of directories may take this many bytes on disk beside the layer's own.
 _FILE_SLACK = 1024 * 1024
 
@@ -123,7 +125,12 @@ class Operations:
         """Return the step of two processes: one that decompresses the blob, and one that writes files below `root`."""
         ring = Ring()
         decoding = Confinement(
-            self._snapshots.void, 0, (source, *ring.filler), seconds=limits.seconds, calls=seccomp.DECODING
+            self._snapshots.void,
+            0,
+            (source, *ring.filler),
+            seconds=limits.seconds,
+            niceness=_NICENESS,
+            calls=seccomp.DECODING,
         )
         writing = Confinement(
             root,
@@ -131,6 +138,7 @@ class Operations:
             (*ring.reader, *lists),
             seconds=limits.seconds,
             file_size=limits.bytes + _FILE_SLACK,
+            niceness=_NICENESS,
         )
         return Step(
             writing,
@@ -211,8 +219,10 @@ class Operations:
         return {}
         yield
 
-    def empty_trash(self) -> Step:
-        """Return the step that removes for good, with the trash as its root."""
+    def empty_trash(self) -> Step | None:
+        """Return the step that removes for good, with the trash as its root; None if there is nothing in it."""
+        if not self._snapshots.trash_waits():
+            return None
         confinement = Confinement(self._snapshots.trash, confine.REMOVE, seconds=_NEVER, idle=True)
         return Step(confinement, _empty, _NEVER)
 

@@ -236,7 +236,9 @@ class Server:
         """Start the remover if something was thrown away and it is not at it."""
         if self._trash_waits and self._remover is None:
             self._trash_waits = False
-            worker = self._remover = Worker(self._operations.empty_trash())
+            if (step := self._operations.empty_trash()) is None:
+                return
+            worker = self._remover = Worker(step)
             self._selector.register(worker.pidfd, selectors.EVENT_READ, lambda: self._collect_remover(worker))
 
     def _collect_remover(self, worker: Worker) -> None:
