@@ -29,7 +29,7 @@ class ContainerSnapshots:
 
     def remove_snapshot(self: Database, key: str) -> None:
         """Forget a container's snapshot; an unknown key is success."""
-        with self._change() as db:
+        with self._change(frees=True) as db:
             db.execute("DELETE FROM snapshots WHERE key = ?", (key,))
 
 

@@ -13,6 +13,7 @@ from image_svc.store.containers import ContainerSnapshots
 from image_svc.store.kept import HELD, KeptContent, drop_nameless
 from image_svc.store.model import Layer, NewImage, NewLayer, StoredLayer
 from image_svc.store.proxied import ProxiedLayers
+from image_svc.store.reserve import Reserve
 from image_svc.store.schema import open_database, open_reader
 
 #: Names of snapshots that are reserved at a time, so that not each of them costs a write to disk.
@@ -56,6 +57,7 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
         self._connection = open_database(str(path))
         self._lock = threading.RLock()
         self._reader = open_reader(str(path))
+        self.reserve = Reserve(path.with_suffix(".reserve"))
         self._reading = threading.Lock()
         #: Names that this process may hand out: above the first, up to the second.
         self._last_name = self._reserved = 0
@@ -69,11 +71,13 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
             self._connection.close()
 
     @contextmanager
-    def _change(self, *, listed: bool = False) -> Iterator[sqlite3.Connection]:
+    def _change(self, *, listed: bool = False, frees: bool = False) -> Iterator[sqlite3.Connection]:
         """Yield a transaction, committed at the end; ResourceExhausted for a full disk, with nothing changed.
 
-        `listed`: lists of images can show the change.
+        `listed`: lists of images can show the change. `frees`: it removes something, which must work on a full disk.
         """
+        if frees:
+            self.reserve.spend()
         with self._transaction() as db:
             yield db
         if listed:
@@ -171,7 +175,7 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
     def remove_names(self, names: Iterable[str]) -> None:
         """Forget names, and the manifests and images that have none left; unknown names are success."""
         gone = list(names)
-        with self._change(listed=True) as db:
+        with self._change(listed=True, frees=True) as db:
             for table in ("names", "content_names"):
                 db.executemany(f"DELETE FROM {table} WHERE name = ?", [(name,) for name in gone])  # noqa: S608
             drop_nameless(db)
@@ -245,7 +249,7 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
 
     def remove_unused_layer(self, chain_id: str) -> bool:
         """Forget an unpacked layer; False if something has come to need it."""
-        with self._change() as db:
+        with self._change(frees=True) as db:
             found = db.execute(f"DELETE FROM layers {_UNUSED_LAYER} AND chain_id = ?", (chain_id,))  # noqa: S608
             return found.rowcount > 0
 
@@ -254,7 +258,7 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
 
         Returns the ids of those images.
         """
-        with self._change(listed=True) as db:
+        with self._change(listed=True, frees=True) as db:
             rows = db.execute("SELECT chain_id, name FROM layers").fetchall()
             images: set[str] = set()
             for chain_id in [row[0] for row in rows if row[1] in lost]:
@@ -274,7 +278,7 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
     def remove_unused_blob(self, digest: str, *, discard_layers: bool = False) -> bool:
         """Forget a blob; False if something has come to need it."""
         unused = _unused_blob(discard_layers=discard_layers)
-        with self._change() as db:
+        with self._change(frees=True) as db:
             found = db.execute(f"DELETE FROM blobs {unused} AND digest = ?", (digest,))  # noqa: S608
             return found.rowcount > 0
 
@@ -284,7 +288,7 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
 
     def remove_blobs(self, digests: Iterable[str]) -> None:
         """Forget blobs."""
-        with self._change() as db:
+        with self._change(frees=True) as db:
             db.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest in digests])
 
     def names_in_use(self) -> set[int]:

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds a partial download that nobody continues is kept for the next try.
 PARTIAL_AGE = 24 * 3600.0
-#: Seconds between collections that nothing asked for.
-PERIOD = 3600.0
+#: Seconds between collections that nothing asked for, and until one that failed is tried again.
+PERIOD, AGAIN = 3600.0, 30.0
 
 
 class Collector:
@@ -64,9 +64,11 @@ class Collector:
         self._wanted.set()
 
     def _run(self) -> None:
+        pause = PERIOD
         while not self._stopped.is_set():
-            self._wanted.wait(PERIOD)
+            self._wanted.wait(pause)
             self._wanted.clear()
+            pause = PERIOD
             if self._stopped.is_set():
                 return
             try:
@@ -74,6 +76,7 @@ class Collector:
             except Exception:  # the next collection finds what this one left
                 ERRORS.labels("image_gc").inc()
                 logger.exception("collection failed")
+                pause = AGAIN
 
     def collect(self) -> None:
         """Remove unused layers, then unused blobs, then partial downloads that were given up long ago."""
@@ -87,6 +90,7 @@ class Collector:
                 return
             self._leases.unless_claimed(digest, partial(self._drop_blob, digest))
         self._collect_partials()
+        self._store.reserve.keep()
         self._elsewhere()
 
     def _drop_blob(self, digest: str) -> bool:
