@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from bulkhead import __version__
-from bulkhead.cli import config, images, prepare, run, status, up
+from bulkhead.cli import config, images, output, prepare, run, status, up
 from bulkhead.errors import BulkheadError
 
 
@@ -32,11 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser(given[0] if given else "").parse_args(given)
     try:
         status_code: int = options.run(options)
+        sys.stdout.flush()
     except BulkheadError as error:
         sys.stderr.write(f"bulkhead: {error}\n")
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        if not output.reader_gone():
+            raise
+        output.discard()
+        return output.PIPE
     return status_code
 
 

@@ -65,10 +65,10 @@ def selected(options: argparse.Namespace) -> pb.Platforms:
     return pb.Platforms(all=options.all_platforms, names=options.platform)
 
 
-def filters(parser: argparse.ArgumentParser) -> None:
-    """Add `--filter`."""
+def filters(parser: argparse.ArgumentParser, *, short: bool = True) -> None:
+    """Add `--filter`, and `-f` where that does not mean something else."""
     parser.add_argument(
-        "-f",
+        *(["-f"] if short else []),
         "--filter",
         action="append",
         default=[],

@@ -48,7 +48,7 @@ class Client:
                 raise
             code, details = error.code(), error.details() or ""
             if code is grpc.StatusCode.UNAVAILABLE and not rpc.answered(error):
-                raise Unavailable(f"image-svc ({self.socket}) went away; what it had fetched is kept") from error
+                raise Unavailable(f"image-svc ({self.socket}) went away in the middle; try again") from error
             raise from_code(code.value[0], details) from error
         finally:
             call.cancel()

@@ -1,5 +1,6 @@
 """Exit statuses of `bulkhead images`: scripts tell by them what to do next."""
 
+from bulkhead.cli.output import PIPE as PIPE
 from bulkhead.errors import (
     AlreadyExists,
     BulkheadError,
@@ -30,15 +31,16 @@ DONE, FAILED, USAGE, MISSING, REFUSED, UNAVAILABLE, CONFLICT, FULL, DAMAGED, INT
 
 TEXT = """exit status:
   0  done
-  1  failed in another way
-  2  wrong usage, or a name, platform or filter that is malformed
+  1  failed in another way, or answered with no
+  2  wrong usage, or a name, platform, filter or archive that is malformed
   3  no such image here, or at the registry
   4  refused: credentials, a signature, or a key that is missing
   5  image-svc or the registry does not answer, or took too long; trying again may help
   6  not in the present state: in use, pinned, name taken, blobs missing, not authorized to decrypt
   7  disk full, or a limit reached
   8  content that is not what its digest says
-  130  interrupted"""
+  130  interrupted
+  141  whoever read the output went away before its end"""
 
 _BY_KIND: tuple[tuple[type[BulkheadError], int], ...] = (
     (InvalidArgument, USAGE),

@@ -1,6 +1,7 @@
 """`bulkhead images import`."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,11 +16,12 @@ from bulkhead.proto import images_pb2 as pb
 PIECE = 1 << 20
 
 _DESCRIPTION = """Take images in from an archive: an OCI layout as a tar or a directory, or what docker save writes;
-also compressed with gzip or zstd; - is standard input. Every digest is checked before anything counts.
+plain, or compressed with gzip, bzip2, xz or zstd; - is standard input. Every digest is checked before anything counts.
 
 Without options this machine's platform is unpacked, and the images get the names that the archive gives them. Done
 before the kubelet starts, this lets a node without a registry run pods of imagePullPolicy IfNotPresent or Never."""
 _EXAMPLES = """  bulkhead images import images.tar
+  bulkhead images import images.tar.xz
   skopeo copy docker://busybox oci-archive:busybox.tar:docker.io/library/busybox:latest
   docker save app:2 | gzip | ssh node bulkhead images import -
   bulkhead images import --name registry:5000/app:2 ./layout/
@@ -31,7 +33,8 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = arguments.verb(
         verbs, "import", run, "take images in from an archive", _DESCRIPTION, _EXAMPLES, aliases=("load",)
     )
-    parser.add_argument("archive", metavar="ARCHIVE", help="a file, a directory, or - for standard input")
+    parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="a file, a directory, or - for standard input")
+    parser.add_argument("-i", "--input", metavar="ARCHIVE", help="the same, as docker load has it")
     parser.add_argument(
         "--name", action="append", default=[], metavar="NAME", help="a name for the one image in it; may be repeated"
     )
@@ -51,9 +54,11 @@ def run(options: argparse.Namespace) -> int:
         platforms=arguments.selected(options),
         no_unpack=options.no_unpack,
     )
+    if bool(options.archive) is bool(options.input):
+        raise InvalidArgument("expected one archive: a file, a directory, or - for standard input")
     with client.connected(options) as connection:
+        source, total = _open(options.archive or options.input)
         shown = transfer.display(options, "importing")
-        source, total = _open(options.archive)
         requests = _requests(asked, source, lambda done: shown.bytes(done, total))
         result = transfer.follow(connection.stream(connection.stub.Import, requests), shown)
     ids = [image.id or image.target_digest for image in result.images]
@@ -76,18 +81,27 @@ def _open(archive: str) -> tuple[Iterator[bytes], int]:
     if archive == "-":
         if sys.stdin.isatty():
             raise InvalidArgument("standard input is a terminal; expected an archive on it")
-        return _pieces(sys.stdin.buffer), 0
+        # Past Python's buffer: gRPC's thread may still wait for more of it when the command has come to its end.
+        return _pieces(getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)), 0
     path = Path(archive)
     try:
         if path.is_dir():
             return layout.tar(path)
-        file = path.open("rb")
+        file = path.open("rb", buffering=0)
     except OSError as error:
         raise NotFound(f"{archive}: {error.strerror}") from error
     return _pieces(file), os.fstat(file.fileno()).st_size
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
+def _pieces(file: io.RawIOBase | BinaryIO) -> Iterator[bytes]:
+    """Yield what is in a file, in pieces of one size: a pipe gives less at a time."""
     with file:
-        while piece := file.read(PIECE):
+        while piece := b"".join(_some(file)):
             yield piece
+
+
+def _some(file: io.RawIOBase | BinaryIO) -> Iterator[bytes]:
+    left = PIECE
+    while left and (read := file.read(left)):
+        left -= len(read)
+        yield read

@@ -22,7 +22,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument(
-        "--force", action="store_true", help="also what is in use, pinned or named in many repositories"
+        "-f", "--force", action="store_true", help="also what is in use, pinned or named in many repositories"
     )
     parser.add_argument("--ignore-missing", action="store_true", help="what is not here is no failure")
     arguments.output(parser, quiet="print nothing")

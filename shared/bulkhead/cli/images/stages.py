@@ -22,6 +22,6 @@ STAGES = {
 
 
 def amounts(transfers: Iterable[pb.Transfer]) -> tuple[int, int]:
-    """Return the bytes that are there and those expected, of all parts."""
-    parts = [part for transfer in transfers for part in transfer.parts]
+    """Return the bytes that are there and those expected, of all parts; one that several transfers have, once."""
+    parts = {part.digest: part for transfer in transfers for part in transfer.parts}.values()
     return sum(part.done for part in parts), sum(part.size for part in parts)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -201,16 +202,105 @@ def test_standard_streams(node: Station, here: str, tmp_path: Path, monkeypatch:
     assert node.images("import", "-", "--name", "x.io/in:1").out == "x.io/in:1\n"
 
 
+def test_as_docker_has_it(node: Station, here: str, tmp_path: Path) -> None:
+    """save -o and load -i, rm -f; a file without images, or two archives, are wrong usage and write nothing."""
+    tar = tmp_path / "out.tar"
+    assert node.images("save", "-o", str(tar), "app:1").status == 0
+    assert node.images("load", "-i", str(tar), "-q").out == f"{here}\n"
+    assert node.images("rm", "-f", "app:1").status == 0
+    for arguments in (
+        ("load",),
+        ("load", "-i", str(tar), str(tar)),
+        ("save", "app:1"),
+        ("save", "-", "--json", "app:1"),
+    ):
+        assert node.images(*arguments).status == exits.USAGE
+    assert not Path("app:1").exists()
+
+
+def test_export_tells_programs(node: Station, here: str, tmp_path: Path) -> None:
+    """With --json one object says what was written."""
+    tar = tmp_path / "out.tar"
+    told = json.loads(node.images("export", "--json", str(tar), "app:1").out)
+    assert told == {"file": str(tar), "bytes": tar.stat().st_size, "images": ["app:1"]}
+
+
+@pytest.mark.parametrize("verb", [("ls", "--json"), ("inspect", "app:1"), ("usage",)])
+def test_output_that_nobody_takes(node: Station, here: str, verb: tuple[str, ...]) -> None:
+    """A reader that goes away, or a full disk behind standard output, ends a verb with a status and no traceback."""
+    command = [sys.executable, "-m", "bulkhead.cli", "images", verb[0], "--socket", str(node.socket), *verb[1:]]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone, open("/dev/full", "wb") as full:
+        left = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, check=False, timeout=30)
+        assert (left.returncode, left.stderr) == (exits.PIPE, b"")
+        left = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, timeout=30)
+        assert left.returncode == exits.FULL
+        assert left.stderr == f"bulkhead images {verb[0]}: standard output: No space left on device\n".encode()
+
+
+def test_an_export_that_is_told_to_end(node: Station, here: str, tmp_path: Path) -> None:
+    """SIGTERM in the middle leaves no part of a file."""
+    tar = tmp_path / "out.tar"
+    script = (
+        "import os, signal, sys\n"
+        "from bulkhead.cli.images import exporting\n"
+        "from bulkhead.cli.__main__ import main\n"
+        "before = exporting._pieces\n"
+        "def pieces(answers, shown):\n"
+        "    for piece in before(answers, shown):\n"
+        "        yield piece\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "exporting._pieces = pieces\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", script, "images", "export", "--socket", str(node.socket), str(tar), "app:1"]
+    ended = subprocess.run(command, capture_output=True, check=False, timeout=30)
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert not tar.exists()
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+
+
 def test_usage_and_prune(node: Station, here: str) -> None:
     """Tables with sums; prune says what it would do, does it, and finds nothing more."""
     text = node.images("usage").out
     assert "docker.io/library/app:1" in text
     assert "reclaimable" in text
     assert json.loads(node.images("usage", "--json").out)["layers"]["count"] == 2
-    assert node.images("prune").out == "0B are being freed\n"
+    assert node.images("prune", "--force").out == "nothing to remove\n"
     assert "would remove: docker.io/library/app:1" in node.images("prune", "--all", "--dry-run").out
     assert node.images("prune", "--all", "--force", "-q").out == f"{here}\n"
     assert node.images("ls", "-q").out == ""
+
+
+def test_prune_asks(node: Station, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows what would go and takes yes for an answer; anything else, or nobody to ask, leaves everything here."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    alone = node.images("prune", "--all")
+    assert (alone.status, alone.out) == (exits.USAGE, "")
+    assert "--force" in alone.err
+    for answer in ("", "\n", "n\n", "yess\n"):
+        monkeypatch.setattr(sys, "stdin", Terminal(answer))
+        ran = node.images("prune", "--all")
+        assert (ran.status, ran.out) == (exits.FAILED, "")
+        assert "would remove: docker.io/library/app:1" in ran.err
+        assert ran.err.endswith("remove them? [y/N] nothing was removed\n")
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    assert node.images("prune").out == "nothing to remove\n"
+    assert node.images("ls", "-q").out == f"{here}\n"
+    assert node.images("prune", "--all", "-q").out == f"{here}\n"
+    assert node.images("ls", "-q").out == ""
+
+
+@pytest.mark.parametrize("flag", ["-f", "-y", "--yes"])
+def test_prune_unasked(node: Station, here: str, flag: str) -> None:
+    """The flags of docker, and of other tools, for not asking."""
+    assert node.images("prune", "--all", "-q", flag).out == f"{here}\n"
 
 
 def test_explain(node: Station, registry: FakeRegistry, image: Image) -> None:
@@ -253,7 +343,7 @@ def test_the_page_knows_every_verb_and_status() -> None:
     for verb in VERBS:
         assert f"`{verb}" in page
     stated = {line.split()[0] for line in exits.TEXT.splitlines()[1:]}
-    assert stated == {str(n) for n in (*range(9), 130)}
+    assert stated == {str(n) for n in (*range(9), 130, 141)}
     for number in stated:
         assert f"| {number} |" in page
 

@@ -1,6 +1,7 @@
 """Progress, sizes, ages and tables as people see them."""
 
 import io
+import re
 
 import pytest
 from hypothesis import given
@@ -104,4 +105,53 @@ def test_bars() -> None:
     assert "pulling" in last
     assert "exists" in last
     assert "1.5/2.0 MB" in last
-    assert "MB/s" in last or "kB/s" in last or "?" in last
+
+
+@pytest.mark.parametrize("width", [20, 40, 52, 64, 80, 140])
+def test_bars_fit(width: int) -> None:
+    """No line is longer than the terminal is wide, whatever the name, and none is broken."""
+    out = io.StringIO()
+    bars = Bars("pulling", Console(file=out, force_terminal=True, width=width, height=30))
+    moving = transfer(pb.Part.MOVING, pb.Part.UNPACKING, pb.Part.PRESENT, done=1000)
+    moving.image = f"registry.example.com:5000/{'team/' * 10}app:1.2.3"
+    bars.show(moving)
+    bars.close()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip("\r") for line in out.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    last = [line for line in lines if line][-4:]
+    assert [("exists" in line, "pulling" in line) for line in last[2:]] == [(True, False), (False, True)]
+    if width >= 40:
+        assert ":1.2.3" in last[3]
+
+
+def test_bars_of_more_layers_than_lines() -> None:
+    """With too few lines for all of them those at rest are hidden first, the sum never; at the end all are shown."""
+    out = io.StringIO()
+    bars = Bars("pulling", Console(file=out, force_terminal=True, width=100, height=8))
+    states = [pb.Part.DONE] * 10 + [pb.Part.MOVING] * 3 + [pb.Part.PRESENT] * 10
+    bars.show(transfer(*states, done=1000))
+    shown = [task for task in bars._progress.tasks if task.visible]
+    assert [task.fields["state"] for task in shown] == [
+        "pulling",
+        "pulling",
+        "pulling",
+        "exists",
+        "exists",
+        "exists",
+        "pulling",
+    ]
+    assert shown[-1].description == "x.io/a:1"
+    bars.close()
+    assert sum(task.visible for task in bars._progress.tasks) == 24
+
+
+def test_bars_of_several_images() -> None:
+    """Each image has its own sum, and a layer that two transfers of it have counts once."""
+    bars = Bars("importing", Console(file=io.StringIO(), force_terminal=True, width=100))
+    first, again, other = transfer(pb.Part.DONE), transfer(pb.Part.PRESENT), transfer(pb.Part.DONE, pb.Part.DONE)
+    again.id, other.id, other.image = "2", "3", "x.io/b:1"
+    for each in (first, again, other):
+        bars.show(each)
+    sums = {task.description: task.total for task in bars._progress.tasks if task.description.startswith("x.io")}
+    assert sums == {"x.io/a:1": 10**6, "x.io/b:1": 2 * 10**6}
+    bars.close()
