@@ -97,15 +97,24 @@ class Station:
 
 
 @contextmanager
-def station(root: Path, bulkhead: dict[str, Any] | None = None, **images: Any) -> Iterator[Station]:
-    """Run the service below `root`; keywords are options of the configuration's images, `bulkhead` those of its own."""
+def station(
+    root: Path,
+    bulkhead: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    helper: FakeUnpack | None = None,
+    **images: Any,
+) -> Iterator[Station]:
+    """Run the service below `root`.
+
+    Keywords are options of the configuration's images, `bulkhead` of its own table; `config` is other tables.
+    """
     options = {"registry": Registry(config_path=()), **images}
     own = Bulkhead(metrics_ports={"image-svc": -1}, **(bulkhead or {}))
-    config = Config(root=root, state=root, images=Images(**options), bulkhead=own)
+    made_of = Config(root=root, state=root, images=Images(**options), bulkhead=own, **(config or {}))
     socket = paths.service_socket(root, "image-svc")
     socket.parent.mkdir(exist_ok=True)
-    unpack = FakeUnpack()
-    service = Service(config, cast(UnpackClient, unpack))
+    unpack = helper or FakeUnpack()
+    service = Service(made_of, cast(UnpackClient, unpack))
     service.start()
     made = Station(socket, service, unpack)
     try:

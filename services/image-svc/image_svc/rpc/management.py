@@ -67,7 +67,8 @@ class Management(ManagementServicer):
         patience = self._patience(context, self._parts.config.bulkhead.pull_timeout, f"pull of {request.image}")
         auth = request.auth if request.HasField("auth") else None
         selected = self._selection(request.platforms)
-        wish = Wish(request.image, auth, selected, request.no_unpack, Purpose(grant=request.grant))
+        snapshotter, purpose = self._snapshotter(request), Purpose(grant=request.grant)
+        wish = Wish(request.image, auth, selected, request.no_unpack, purpose, snapshotter)
 
         def work(watch: Watch) -> pb.TransferResult:
             self._parts.recovery.wait(patience)
@@ -146,7 +147,8 @@ class Management(ManagementServicer):
             raise InvalidArgument("the first message of an import holds its options")
         patience = self._patience(context, _ARCHIVE_TIMEOUT, "import")
         asked = first.options
-        options = Options(asked.names, asked.base_name, self._selection(asked.platforms), asked.no_unpack)
+        selected, snapshotter = self._selection(asked.platforms), self._snapshotter(asked)
+        options = Options(asked.names, asked.base_name, selected, asked.no_unpack, snapshotter)
 
         def work(watch: Watch) -> pb.TransferResult:
             self._parts.recovery.wait(patience)
@@ -212,6 +214,16 @@ class Management(ManagementServicer):
 
     def _selection(self, wanted: pb.Platforms) -> Selection:
         return selection(wanted.names, self._host, all_platforms=wanted.all)
+
+    def _snapshotter(self, asked: pb.PullRequest | pb.ImportOptions) -> str:
+        """Return the snapshotter of the handler asked for; InvalidArgument for one that is not configured."""
+        handler, known = asked.runtime_handler, self._parts.config.runtime.runtimes
+        if handler and handler not in known:
+            there_are = ", ".join(sorted(known)) or "none"
+            raise InvalidArgument(f"runtime handler {handler!r} is not configured; there are {there_are}")
+        if handler and asked.no_unpack:
+            raise InvalidArgument("a runtime handler was named, and that nothing is to be unpacked")
+        return self._parts.config.snapshotter_of(handler)
 
     def _patience(self, context: grpc.ServicerContext, limit: float, what: str) -> Patience:
         patience = Patience(rpc.remaining(context, limit), what)

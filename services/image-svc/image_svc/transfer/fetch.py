@@ -40,6 +40,8 @@ class Wish:
     no_unpack: bool = False
     #: Keys that root lends to it.
     purpose: Purpose = field(default_factory=Purpose)
+    #: Where what runs here is unpacked; "" for the node's.
+    snapshotter: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ class Fetcher:
                 progress = Progress(str(name))
                 watch(progress)
                 try:
-                    self._parts.puller.pull(wish.image, wish.auth, patience, wish.purpose, progress=progress)
+                    self._parts.puller.pull(
+                        wish.image, wish.auth, patience, wish.purpose, progress=progress, snapshotter=wish.snapshotter
+                    )
                 except SignatureValidationFailed:
                     raise  # what a verifier rejects is not kept either
                 except (FailedPrecondition, PermissionDenied) as error:

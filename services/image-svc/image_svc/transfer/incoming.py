@@ -31,6 +31,8 @@ class Options:
     base_name: str = ""
     selection: Selection = field(default_factory=Selection)
     no_unpack: bool = False
+    #: Where what runs here is unpacked; "" for the node's.
+    snapshotter: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Importer:
             plans = [self._plan(each, options) for each in incoming]
             before = parts.store.targets()
             try:
-                return [self._land(plan, patience, watch) for plan in plans]
+                return [self._land(plan, options.snapshotter, patience, watch) for plan in plans]
             except BaseException:
                 given = {str(name) for plan in plans for name in _all_names(plan.incoming)}
                 parts.store.remove_names(given - set(before))
@@ -117,13 +119,13 @@ class Importer:
             raise NotFound(f"{text}Ask for a platform, or for all of them, to keep it without running it")
         return [own]
 
-    def _land(self, plan: _Plan, patience: Patience, watch: Watch) -> Taken:
+    def _land(self, plan: _Plan, snapshotter: str, patience: Patience, watch: Watch) -> Taken:
         names = tuple(str(name) for name in plan.incoming.names)
         warning = ""
         unpacked = False
         if plan.run is not None:
             try:
-                self._adopt(plan, patience, watch)
+                self._adopt(plan, snapshotter, patience, watch)
                 unpacked = True
             except (FailedPrecondition, PermissionDenied) as error:
                 if not is_encrypted(plan.run) or isinstance(error, SignatureValidationFailed):
@@ -135,11 +137,11 @@ class Importer:
         logger.info("image imported", extra={"reference": names[0], "digest": plan.tree.target.digest})
         return Taken(names, plan.tree.target.digest, warning)
 
-    def _adopt(self, plan: _Plan, patience: Patience, watch: Watch) -> None:
+    def _adopt(self, plan: _Plan, snapshotter: str, patience: Patience, watch: Watch) -> None:
         first, *others = plan.incoming.names
         progress = Progress(str(first))
         watch(progress)
-        self._parts.puller.adopt(plan.tree.target, first, patience, progress=progress)
+        self._parts.puller.adopt(plan.tree.target, first, patience, progress=progress, snapshotter=snapshotter)
         if others and plan.run is not None:
             manifest, target = plan.run.descriptor.digest, plan.tree.target.digest
             names = [str(name) for name in others]

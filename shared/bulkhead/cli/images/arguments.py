@@ -60,6 +60,19 @@ def platforms(parser: argparse.ArgumentParser, what: str) -> None:
     chosen.add_argument("--all-platforms", action="store_true", help=f"{what} every platform of the image")
 
 
+def handler(parser: argparse.ArgumentParser) -> None:
+    """Add `--runtime-handler`, and `--no-unpack`, which excludes it."""
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--no-unpack", action="store_true", help="keep the content only: to push, export or inspect it")
+    ways.add_argument(
+        "--runtime-handler",
+        "--handler",
+        default="",
+        metavar="NAME",
+        help="unpack it where containers of this handler have their images: into the handler's snapshotter",
+    )
+
+
 def selected(options: argparse.Namespace) -> pb.Platforms:
     """Return what `platforms` was told."""
     return pb.Platforms(all=options.all_platforms, names=options.platform)

@@ -42,7 +42,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--base-name", default="", metavar="REPOSITORY", help="what tags without a repository belong to"
     )
     arguments.platforms(parser, "keep")
-    parser.add_argument("--no-unpack", action="store_true", help="keep the content only")
+    arguments.handler(parser)
     arguments.output(parser, quiet="print the images' ids only", events=True)
 
 
@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         base_name=options.base_name,
         platforms=arguments.selected(options),
         no_unpack=options.no_unpack,
+        runtime_handler=options.runtime_handler,
     )
     if bool(options.archive) is bool(options.input):
         raise InvalidArgument("expected one archive: a file, a directory, or - for standard input")

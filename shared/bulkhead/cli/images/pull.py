@@ -18,6 +18,7 @@ cannot run is not unpacked, and the kubelet does not see it. Likewise an encrypt
 _EXAMPLES = """  bulkhead images pull docker.io/library/busybox:1.37
   bulkhead images pull registry:5000/app:2 registry:5000/db:7
   bulkhead images pull --all-platforms docker.io/library/bash:latest
+  bulkhead images pull --runtime-handler kata registry:5000/app:2
   bulkhead images pull --user robot --password-stdin registry.example/app:2 < password
   bulkhead images pull --key mykey.pem registry:5000/bash.enc:latest
   id=$(bulkhead images pull --quiet busybox)        # prints the id alone"""
@@ -28,7 +29,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = arguments.verb(verbs, "pull", run, "pull images from their registries", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     arguments.platforms(parser, "keep")
-    parser.add_argument("--no-unpack", action="store_true", help="keep the content only: to push, export or inspect it")
+    arguments.handler(parser)
     keys.add(parser)
     login.add(parser)
     arguments.output(parser, quiet="print the images' ids only", events=True)
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
                 platforms=arguments.selected(options),
                 no_unpack=options.no_unpack,
                 grant=grant,
+                runtime_handler=options.runtime_handler,
             )
             try:
                 _one(options, connection, request)
