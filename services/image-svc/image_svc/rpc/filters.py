@@ -23,6 +23,19 @@ def all_of(filters: Iterable[str], *, now: float | None = None) -> Condition:
     return lambda image: all(condition(image) for condition in conditions)
 
 
+def narrow(image: ImageSummary, filters: Iterable[str]) -> bool:
+    """Leave an image those of its names that every `reference` filter allows, as Docker lists it; False if none is."""
+    allowed = [_referenced(value) for key, _, value in (each.partition("=") for each in filters) if key == "reference"]
+    for names in (image.repo_tags, image.repo_digests):
+        names[:] = [name for name in names if all(test(name) for test in allowed)]
+    return bool(image.repo_tags or image.repo_digests)
+
+
+def _referenced(value: str) -> Callable[[str], bool]:
+    pattern, wanted = value.removeprefix("!"), not value.startswith("!")
+    return lambda name: _names(name, pattern) is wanted
+
+
 def _condition(text: str, now: float) -> Condition:
     key, equals, value = text.partition("=")
     make = _KNOWN.get(key)
@@ -41,9 +54,11 @@ def _negatable(make: Callable[[str], Condition]) -> Callable[[str, float], Condi
 
 def _reference(pattern: str) -> Condition:
     """Match a name, or its familiar form, or its repository alone; `*` also matches slashes."""
-    return lambda image: any(
-        fnmatch.fnmatchcase(form, pattern) for name in (*image.repo_tags, *image.repo_digests) for form in _forms(name)
-    )
+    return lambda image: any(_names(name, pattern) for name in (*image.repo_tags, *image.repo_digests))
+
+
+def _names(name: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(form, pattern) for form in _forms(name))
 
 
 def _forms(name: str) -> set[str]:

@@ -99,7 +99,8 @@ class Inventory:
         if len(matches) > 1:
             raise InvalidArgument(f"{text!r} is the beginning of {len(matches)} ids or digests")
         if not matches:
-            raise NotFound(f"image {text!r} is not here")
+            taken_for = "" if _HEX.fullmatch(text) or name == text else f": nothing is called {name}"
+            raise NotFound(f"image {text!r} is not here{taken_for}")
         return matches[0]
 
     def tree(self, entry: Entry) -> Tree:

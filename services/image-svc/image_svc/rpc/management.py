@@ -57,7 +57,8 @@ class Management(ManagementServicer):
         """List what is here and meets the conditions."""
         matches = filters.all_of(request.filters)
         found = self._inventory.summaries(self._inventory.entries())
-        return pb.ListResponse(images=[each for each in found if matches(each)])
+        wanted = [each for each in found if matches(each) and filters.narrow(each, request.filters)]
+        return pb.ListResponse(images=wanted)
 
     @rpc.long_call
     def Pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[pb.TransferEvent]:

@@ -79,7 +79,7 @@ class Bars:
     def bytes(self, done: int, total: int) -> None:
         """Draw how much of an archive is there."""
         self._sums.add("")
-        self._draw("", "archive", self._verb, done, total)
+        self._draw("", "archive", "done" if total and done >= total else self._verb, done, total)
 
     def close(self) -> None:
         """Draw the last state of everything and let go of the terminal."""

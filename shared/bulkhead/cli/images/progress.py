@@ -12,6 +12,7 @@ from bulkhead.cli.images import text
 from bulkhead.cli.images.stages import STATES, amounts
 from bulkhead.proto import images_pb2 as pb
 
+_THERE = frozenset({pb.Part.DONE, pb.Part.PRESENT})
 #: Seconds between plain lines while bytes move.
 PERIOD = 5.0
 
@@ -58,8 +59,9 @@ class Lines:
         """Write what changed."""
         for part in transfer.parts:
             if self._states.get(part.digest) != part.state:
-                self._states[part.digest] = part.state
-                if part.state in (pb.Part.DONE, pb.Part.PRESENT, pb.Part.FAILED):
+                before, self._states[part.digest] = self._states.get(part.digest), part.state
+                # What was fetched for one platform is there for the next one.
+                if part.state == pb.Part.FAILED or (part.state in _THERE and before not in _THERE):
                     self._say(f"{text.short(part.digest)}: {STATES[part.state]} ({text.size(part.size)})")
         done, total = amounts([transfer])
         if total and done < total:

@@ -1,8 +1,10 @@
 """`bulkhead images watch`."""
 
 import argparse
+import sys
 
-from bulkhead.cli.images import arguments, client, progress
+from bulkhead.cli.images import arguments, client, exits, progress
+from bulkhead.errors import InvalidArgument
 from bulkhead.proto import images_pb2 as pb
 
 _DESCRIPTION = """Show every pull that is under way, the kubelet's included, until interrupted."""
@@ -22,7 +24,9 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def run(options: argparse.Namespace) -> int:
     """Show pulls until interrupted."""
-    request = pb.WatchPullsRequest(image=options.image, interval_ms=max(round(options.interval * 1000), 1))
+    if not 0.1 <= options.interval <= 60:
+        raise InvalidArgument(f"--interval is {options.interval:g}, expected 0.1 to 60 seconds")
+    request = pb.WatchPullsRequest(image=options.image, interval_ms=round(options.interval * 1000))
     with client.connected(options) as connection:
         shown = progress.open_display("pulling", quiet=False, events=False, plain=options.plain or options.json)
         try:
@@ -32,7 +36,11 @@ def run(options: argparse.Namespace) -> int:
                 for transfer in () if options.json else answer.pulls:
                     shown.show(transfer)
                 if options.once:
+                    if not (answer.pulls or options.json):
+                        sys.stderr.write("no pull is under way\n")
                     break
+        except KeyboardInterrupt:  # how it is meant to end
+            return exits.INTERRUPTED
         finally:
             shown.close()
     return 0

@@ -316,7 +316,11 @@ def test_explain(node: Station, registry: FakeRegistry, image: Image) -> None:
 
 
 def test_watch_once(node: Station) -> None:
-    """With nothing under way there is nothing to show."""
+    """With nothing under way there is nothing to show, and said so; an interval that is none is wrong usage."""
+    ran = node.images("watch", "--once")
+    assert (ran.status, ran.out, ran.err) == (0, "", "no pull is under way\n")
+    for interval in ("0", "nan", "1e9", "-1"):
+        assert node.images("watch", f"--interval={interval}").status == exits.USAGE
     assert json.loads(node.images("watch", "--once", "--json").out) == {"pulls": []}
 
 

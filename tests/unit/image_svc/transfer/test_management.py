@@ -49,7 +49,7 @@ def test_find(node: Station, here: str, image: Image) -> None:
     manifest = digest(image.manifest())
     for text in ("app:1", "docker.io/library/app:1", here, here[7:], here[7:15], f"app@{manifest}", manifest):
         assert node.stub.Inspect(pb.InspectRequest(image=text), timeout=5).image.id == here
-    for text in ("app:2", "0123", digest(b"no")):
+    for text in ("x.io/app:2", "0123", digest(b"no")):
         assert code(lambda text=text: node.stub.Inspect(pb.InspectRequest(image=text), timeout=5)) == (  # type: ignore[misc]
             grpc.StatusCode.NOT_FOUND,
             f"image {text!r} is not here",
@@ -156,6 +156,28 @@ def test_usage_shares(node: Station, image: Image) -> None:
         len(blob) for blob in (archives.image_blobs(image) | archives.image_blobs(more)).values()
     )
     assert usage.filesystem_size > usage.filesystem_free > 0
+
+
+def test_names_that_were_asked_for(node: Station, here: str) -> None:
+    """With reference filters an image is listed under those of its names that all of them allow."""
+    node.stub.Tag(pb.TagRequest(image=here, names=["x.io/zoo:7", "x.io/box:2"]), timeout=5)
+
+    def names(*filters: str) -> list[str]:
+        found = node.stub.List(pb.ListRequest(filters=filters), timeout=5).images
+        return sorted(name for image in found for name in image.repo_tags)
+
+    assert names("reference=x.io/*") == ["x.io/box:2", "x.io/zoo:7"]
+    assert names("reference=x.io/*", "reference=*:7") == ["x.io/zoo:7"]
+    assert names("reference=x.io/*", "reference=app") == []
+    assert len(names()) == 3
+
+
+def test_what_a_name_was_taken_for(node: Station, here: str) -> None:
+    """A name that is not here is told in its complete form as well, which says what it was taken for."""
+    for asked, told in (("zoo", ": nothing is called docker.io/library/zoo:latest"), ("x.io/a:1", "")):
+        with pytest.raises(grpc.RpcError) as caught:
+            node.stub.Inspect(pb.InspectRequest(image=asked), timeout=5)
+        assert caught.value.details() == f"image {asked!r} is not here{told}"
 
 
 def test_filters(node: Station, here: str) -> None:
