@@ -34,7 +34,7 @@ TEXT = """exit status:
   1  failed in another way, or answered with no
   2  wrong usage, or a name, platform, filter or archive that is malformed
   3  no such image here, or at the registry
-  4  refused: credentials, a signature, or a key that is missing
+  4  refused: credentials, a signature, or who may do it
   5  image-svc or the registry does not answer, or took too long; trying again may help
   6  not in the present state: in use, pinned, name taken, blobs missing, not authorized to decrypt
   7  disk full, or a limit reached

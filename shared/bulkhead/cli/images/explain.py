@@ -8,7 +8,7 @@ from bulkhead.proto import images_pb2 as pb
 
 _DESCRIPTION = """Say which hosts would be asked for an image, in which order and why: the file and line that names
 each, its TLS settings, where its credentials come from (never what they are), and what it answers now. What to ask
-first when a pull fails and nobody sees why."""
+first when a pull fails and nobody sees why. The status is 1 if the name does not resolve."""
 _EXAMPLES = """  bulkhead images explain docker.io/library/busybox
   bulkhead images explain --offline registry:5000/app:2     # ask nobody
   bulkhead images explain --push registry:5000/app:2"""

@@ -346,10 +346,10 @@ def test_the_page_knows_every_verb_and_status() -> None:
     page = (Path(__file__).parents[4] / "docs" / "images.md").read_text()
     for verb in VERBS:
         assert f"`{verb}" in page
-    stated = {line.split()[0] for line in exits.TEXT.splitlines()[1:]}
-    assert stated == {str(n) for n in (*range(9), 130, 141)}
-    for number in stated:
-        assert f"| {number} |" in page
+    stated = dict(line.split(maxsplit=1) for line in exits.TEXT.splitlines()[1:])
+    assert set(stated) == {str(n) for n in (*range(9), 130, 141)}
+    for number, words in stated.items():
+        assert f"| {number} | {words} |\n" in page
 
 
 def test_a_configuration_that_is_not_ours_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
