@@ -1,6 +1,8 @@
 """bulkhead.images.v1.Management: images by hand."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import grpc
 
@@ -143,24 +145,24 @@ class Management(ManagementServicer):
     @rpc.long_call
     def Import(self, requests: Iterator[pb.ImportRequest], context: grpc.ServicerContext) -> Iterator[pb.TransferEvent]:
         """Take an archive in and tell how the unpacking goes."""
-        first = next(requests, None)
-        if first is None or not first.HasField("options"):
-            raise InvalidArgument("the first message of an import holds its options")
-        patience = self._patience(context, _ARCHIVE_TIMEOUT, "import")
-        asked = first.options
-        selected, snapshotter = self._selection(asked.platforms), self._snapshotter(asked)
-        options = Options(asked.names, asked.base_name, selected, asked.no_unpack, snapshotter)
+        with self._archive(context, "import") as patience:
+            first = next(requests, None)
+            if first is None or not first.HasField("options"):
+                raise InvalidArgument("the first message of an import holds its options")
+            asked = first.options
+            selected, snapshotter = self._selection(asked.platforms), self._snapshotter(asked)
+            options = Options(asked.names, asked.base_name, selected, asked.no_unpack, snapshotter)
 
-        def work(watch: Watch) -> pb.TransferResult:
-            self._parts.recovery.wait(patience)
-            try:
-                taken = self._importer.run(_data(requests), options, patience, watch)
-            finally:
-                self._parts.collector.kick()
-            names = [name for image in taken for name in image.names]
-            return self._result(names, taken[0].target, [image.warning for image in taken])
+            def work(watch: Watch) -> pb.TransferResult:
+                self._parts.recovery.wait(patience)
+                try:
+                    taken = self._importer.run(_data(requests), options, patience, watch)
+                finally:
+                    self._parts.collector.kick()
+                names = [name for image in taken for name in image.names]
+                return self._result(names, taken[0].target, [image.warning for image in taken])
 
-        yield from transfers.stream(work)
+            yield from transfers.stream(work)
 
     @rpc.long_call
     def Export(self, request: pb.ExportRequest, context: grpc.ServicerContext) -> Iterator[pb.ExportResponse]:
@@ -169,14 +171,27 @@ class Management(ManagementServicer):
             raise InvalidArgument("images is empty; expected at least one")
         wanted = self._selection(request.platforms)
         docker = request.format == pb.ExportRequest.DOCKER_ARCHIVE
-        with self._parts.leases.lease() as lease:
+        with self._archive(context, "export") as patience, self._parts.leases.lease() as lease:
             images = [self._outgoing(image, wanted) for image in request.images]
             exporter = Exporter(self._parts.content, self._contents, images, docker=docker)
             lease.claim(*exporter.digests)
             exporter.check()
             yield pb.ExportResponse(total=exporter.total)
             for piece in exporter.pieces():
+                patience.check()
                 yield pb.ExportResponse(data=piece)
+
+    @contextmanager
+    def _archive(self, context: grpc.ServicerContext, what: str) -> Iterator[Patience]:
+        """Yield the time that an archive has; who neither sends nor takes a byte of it is hung up on at its end."""
+        patience = self._patience(context, _ARCHIVE_TIMEOUT, what)
+        timer = threading.Timer(patience.left, context.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield patience
+        finally:
+            timer.cancel()
 
     @rpc.long_call
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:

@@ -1,6 +1,8 @@
 """What is exported is what came in, and others find in it what they look for."""
 
 import json
+import os
+import time
 
 import grpc
 import pytest
@@ -40,6 +42,23 @@ def test_the_same_bytes_for_the_same_image(node: Station, image: Image) -> None:
     data = b"".join(each.data for each in answers)
     assert answers[0].total == len(data)
     assert data == node.export("app:1")
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stands still"])
+def test_a_caller_that_does_not_take_it(node: Station, monkeypatch: pytest.MonkeyPatch, leaves: bool) -> None:
+    """Whoever hangs up in the middle, or takes no more until the time is over, holds no blob any longer."""
+    node.send(archives.tar(archives.oci(Image([Layer().file("a", os.urandom(40 << 20)).tar()]))))
+    monkeypatch.setattr("image_svc.rpc.management._ARCHIVE_TIMEOUT", 20.0 if leaves else 0.7)
+    call = node.stub.Export(pb.ExportRequest(images=["app:1"]), timeout=30)
+    assert next(call).total > 40 << 20
+    assert node.parts.leases._claims
+    if leaves:
+        call.cancel()
+    until = time.monotonic() + 8
+    while node.parts.leases._claims and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not node.parts.leases._claims
+    call.cancel()
 
 
 def test_docker_archive(node: Station, image: Image) -> None:

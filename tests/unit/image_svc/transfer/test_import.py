@@ -308,6 +308,29 @@ def test_a_crash_in_mid_import(tmp_path: Path) -> None:
         assert (ingest.exists(), download.exists()) == (False, True)
 
 
+@pytest.mark.parametrize("sent", [0, 1, 2])
+def test_a_caller_that_stands_still(node: Station, image: Image, monkeypatch: pytest.MonkeyPatch, sent: int) -> None:
+    """An import that neither goes on nor ends is over when its time is, and leaves nothing."""
+    monkeypatch.setattr("image_svc.rpc.management._ARCHIVE_TIMEOUT", 0.5)
+    data = archives.tar(archives.oci(image))
+    messages = [pb.ImportRequest(options=pb.ImportOptions()), pb.ImportRequest(data=data[:2000])]
+    gate = threading.Event()
+
+    def requests() -> Iterator[pb.ImportRequest]:
+        yield from messages[:sent]
+        gate.wait(20)
+
+    with pytest.raises(grpc.RpcError) as caught:
+        list(node.stub.Import(requests(), timeout=15))
+    gate.set()
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+    until = time.monotonic() + 5
+    while node.parts.leases._claims and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not node.parts.leases._claims
+    assert node.blobs() == set()
+
+
 def test_a_caller_that_leaves(node: Station) -> None:
     """An import whose caller hangs up in the middle ends, and leaves nothing."""
     data = archives.tar(archives.oci(Image([Layer().file(name, random.randbytes(3 << 20)).tar() for name in "ab"])))
