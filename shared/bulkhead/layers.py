@@ -7,6 +7,7 @@ hundreds of recipients carries more than a datagram holds.
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,13 +17,31 @@ from bulkhead import seqpacket
 from bulkhead.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable, from_code
 from bulkhead.proto import keys_pb2
 
+#: Seconds beyond its own bounds after which the decryptor's silence counts.
+GRACE = 5.0
 #: Bytes of a request or result: a manifest has at most 4 MiB, and a layer's annotations are part of one.
 MESSAGE_LIMIT = 4 * 1024 * 1024
+#: The message of a sign of life, and the member of a request that says how many seconds may lie between two.
+ALIVE = "alive"
 
 _Message = TypeVar(
     "_Message", keys_pb2.DecryptRequest, keys_pb2.EncryptRequest, keys_pb2.RecipientsRequest, keys_pb2.DecryptResult,
     keys_pb2.EncryptResult,
 )  # fmt: skip
+
+
+def key_bound(key_timeout: float) -> float:
+    """Return the seconds for finding the key of one layer, where a token or key provider may take `key_timeout`."""
+    return key_timeout + 10.0
+
+
+def image_bound(key_timeout: float) -> float:
+    """Return the seconds for finding the keys of all layers of an image."""
+    return max(60.0, key_bound(key_timeout))
+
+
+class Silent(DeadlineExceeded):
+    """The decryptor did not say in time what it had to say."""
 
 
 class Work:
@@ -43,15 +62,46 @@ class Work:
         """Hang up."""
         self._sock.close()
 
+    def hang_up(self) -> None:
+        """End the work there, and whoever waits for it here, in any thread; close() is still to be called."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def started(self, timeout: float) -> None:
-        """Wait until a key was found and bytes begin to flow; the decryptor's refusal is raised as its error."""
+        """Wait until a key was found and bytes begin to flow; the decryptor's refusal is raised as its error.
+
+        Silent if it says neither.
+        """
         _, fds = self._answer("started", timeout)
         _close(fds)
 
     def result(self, kind: type[_Message], timeout: float) -> _Message:
         """Wait for the end and return its result; until then nothing that came out of the sink counts."""
-        _, fds = self._answer("done", timeout)
+        until = time.monotonic() + timeout
+        while (ended := self._ended(kind, max(until - time.monotonic(), 0.001))) is None:
+            pass
+        return ended
+
+    def watched(self, kind: type[_Message], silence: float) -> _Message:
+        """Wait for the end however long it takes, as result() does, while signs of life come as they were asked for.
+
+        Silent if none came for `silence` seconds.
+        """
+        while True:
+            try:
+                ended = self._ended(kind, silence)
+            except Silent as error:
+                text = f"the decryptor gave no sign of life for {silence:g} s in the middle of a layer"
+                raise Silent(text) from error
+            if ended is not None:
+                return ended
+
+    def _ended(self, kind: type[_Message], timeout: float) -> _Message | None:
+        """Return the result; None if the next message was a sign of life."""
+        answer, fds = self._answer("done", timeout)
         try:
+            if ALIVE in answer:
+                return None
             if len(fds) != 1:
                 raise Internal("the decryptor's result came without its memory file")
             return load(fds[0], kind)
@@ -63,7 +113,7 @@ class Work:
         try:
             answer, fds = seqpacket.receive(self._sock)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"the decryptor did not say {wanted!r} within {timeout:g} s") from error
+            raise Silent(f"the decryptor did not say {wanted!r} within {timeout:g} s") from error
         except OSError as error:
             raise Unavailable(f"the decryptor ended in the middle of a layer: {error.strerror}") from error
         if answer is None:
@@ -71,20 +121,27 @@ class Work:
         if isinstance(failure := answer.get("error"), dict):
             _close(fds)
             raise from_code(int(failure.get("code", 13)), str(failure.get("message", "no reason given")))
-        if wanted not in answer:
+        if wanted not in answer and not (wanted == "done" and ALIVE in answer):
             _close(fds)
             raise Internal(f"the decryptor answered {sorted(answer)!r} instead of {wanted!r}")
         return answer, fds
 
 
-def decrypt(path: str, request: keys_pb2.DecryptRequest, source: int, sink: int, timeout: float = 5.0) -> Work:
-    """Have the ciphertext at `source`, from its present offset, decrypted into `sink`; both may be closed here then."""
-    return _begin(path, "decrypt", request, (source, sink), timeout)
+def decrypt(
+    path: str, request: keys_pb2.DecryptRequest, source: int, sink: int, timeout: float = 5.0, alive: float = 0.0
+) -> Work:
+    """Have the ciphertext at `source`, from its present offset, decrypted into `sink`; both may be closed here then.
+
+    While it goes on there is to be a sign of life every `alive` seconds; 0 for none.
+    """
+    return _begin(path, "decrypt", request, (source, sink), timeout, alive)
 
 
-def encrypt(path: str, request: keys_pb2.EncryptRequest, source: int, sink: int, timeout: float = 5.0) -> Work:
-    """Have the plain layer at `source` encrypted into `sink` for the request's recipients."""
-    return _begin(path, "encrypt", request, (source, sink), timeout)
+def encrypt(
+    path: str, request: keys_pb2.EncryptRequest, source: int, sink: int, timeout: float = 5.0, alive: float = 0.0
+) -> Work:
+    """Have the plain layer at `source` encrypted into `sink` for the request's recipients; `alive` as in decrypt()."""
+    return _begin(path, "encrypt", request, (source, sink), timeout, alive)
 
 
 def add_recipients(path: str, request: keys_pb2.RecipientsRequest, timeout: float = 60.0) -> keys_pb2.EncryptResult:
@@ -171,12 +228,12 @@ def load(fd: int, kind: type[_Message]) -> _Message:
     return message
 
 
-def _begin(path: str, verb: str, request: _Message, fds: Sequence[int], timeout: float) -> Work:
+def _begin(path: str, verb: str, request: _Message, fds: Sequence[int], timeout: float, alive: float = 0.0) -> Work:
     message = dump(request)
     try:
         sock = seqpacket.connect(path, timeout)
         try:
-            seqpacket.send(sock, {verb: {}}, (message, *fds))
+            seqpacket.send(sock, {verb: {ALIVE: alive} if alive else {}}, (message, *fds))
         except OSError as error:
             sock.close()
             raise Unavailable(f"{path}: {error.strerror}") from error

@@ -58,6 +58,7 @@ socket_path = "{directory}/nri/run/nri.sock"
 decryption_keys_path = "{directory}/keys"
 nri_exec_conf_path = "{directory}/nri/conf.json"
 nri_exec_conf_dir = "{directory}/nri/resource.d"
+{own}
 [bulkhead.metrics_ports]
 {ports}
 """
@@ -93,6 +94,8 @@ class Stack:
     images: str = ""
     runtime: str = ""
     more: str = ""
+    #: Options of `[bulkhead]`.
+    own: str = ""
     #: What starts it: a program and arguments that end in running the rest.
     wrapper: tuple[str, ...] = ()
     #: The pause image's reference; "" for the registry's pause:1.
@@ -131,6 +134,7 @@ class Stack:
                 images=self.images,
                 runtime=self.runtime,
                 more=self.more,
+                own=self.own,
                 ports="\n".join(f"{name} = {port}" for name, port in self.ports.items()),
             )
         )

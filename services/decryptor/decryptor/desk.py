@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bulkhead.errors import BulkheadError, FailedPrecondition, InvalidArgument, PermissionDenied
+from bulkhead.layers import key_bound
 from bulkhead.proto import keys_pb2
 from decryptor import options, stream, verdict, wrap
 from decryptor.audit import BYTES, Line
@@ -21,9 +22,6 @@ from decryptor.tools import Tools
 from decryptor.unwrap import Refused, Unwrapped, Unwrapper
 
 logger = logging.getLogger(__name__)
-
-#: Seconds for finding the key of one layer, and for wrapping one for all its recipients.
-UNWRAP_TIMEOUT = WRAP_TIMEOUT = 30.0
 
 
 class Desk:
@@ -43,6 +41,11 @@ class Desk:
         self._reloading = threading.Lock()
         self.grants = Grants()
         self.keyring = load()
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a token or key provider may take for one answer."""
+        return self._tools.patience
 
     def reload(self) -> None:
         """Read keys and providers anew; what was remembered of the old ones is forgotten."""
@@ -72,7 +75,7 @@ class Desk:
 
     def check(self, use: keys_pb2.Use, layers: Iterable[keys_pb2.Layer], timeout: float) -> list[keys_pb2.Opened]:
         """Return which key opens each encrypted layer; Refused at the first that none opens."""
-        deadline = Deadline(timeout, "unwrapping an image's keys")
+        deadline = Deadline(timeout, "unwrapping an image's keys", self.patience)
         return [
             self._check(use, layer, deadline)
             for layer in layers
@@ -115,12 +118,15 @@ class Desk:
         line.opened(opened.scheme, opened.fingerprint)
         return opened
 
+    def _deadline(self, step: str) -> Deadline:
+        return Deadline(key_bound(self.patience), step, self.patience)
+
     def decrypt(
         self, request: keys_pb2.DecryptRequest, ends: stream.Ends, started: Callable[[], None]
     ) -> keys_pb2.DecryptResult:
         """Decrypt one layer; `started` is called once its key was found. Errors as in open() and stream.decrypt()."""
         layer = request.layer
-        opened = self.open("decrypt", request.use, layer, Deadline(UNWRAP_TIMEOUT, "unwrapping a layer's key"))
+        opened = self.open("decrypt", request.use, layer, self._deadline("unwrapping a layer's key"))
         started()
         try:
             digest, size = stream.decrypt(ends, opened.private, opened.public, diff_id=layer.diff_id)
@@ -167,7 +173,7 @@ class Desk:
         use, layer = request.use, request.layer
         if not by_root and not use.grant:
             raise PermissionDenied("adding recipients is root's, or takes a grant of root's")
-        opened = self.open("recipients", use, layer, Deadline(UNWRAP_TIMEOUT, "unwrapping a layer's key"))
+        opened = self.open("recipients", use, layer, self._deadline("unwrapping a layer's key"))
         more = self._wrap(opened.private, request.recipients, self._tokens(use, by_root=by_root))
         return keys_pb2.EncryptResult(
             digest=layer.digest, media_type=layer.media_type, annotations=wrap.merged(layer.annotations, more)
@@ -183,7 +189,7 @@ class Desk:
     def _wrap(
         self, private: Private, recipients: Iterable[keys_pb2.Recipient], tokens: Sequence[object] | None
     ) -> dict[str, str]:
-        deadline = Deadline(WRAP_TIMEOUT, "wrapping a layer's key")
+        deadline = self._deadline("wrapping a layer's key")
         return wrap.annotations(private.to_json(), recipients, self._tools, deadline, tokens)
 
 

@@ -40,7 +40,7 @@ def start(loaded: Config, option: str | None, helper: Helper) -> tuple[grpc.Serv
     helper.hidden = tuple(str(place) for place, _ in places)
     desk = Desk(
         functools.partial(_read, places),
-        tools=Tools(_environment(loaded, os.environ), helper),
+        tools=Tools(_environment(loaded, os.environ), helper, loaded.bulkhead.key_timeout),
         policy=Policy(tuple(loaded.bulkhead.key_policy.values())),
         remember=loaded.bulkhead.key_check_cache,
         enabled=bool(loaded.images.key_model),

@@ -26,6 +26,8 @@ STRANGERS = 8
 _PATIENCE = 10.0
 #: Seconds that the request of a caller who is turned away is waited for.
 _GLANCE = 0.1
+#: Seconds between signs of life that a caller may ask for.
+_OFTEN, _SELDOM = 0.01, 3600.0
 
 
 class Sessions:
@@ -93,8 +95,8 @@ class Sessions:
 
     def _work(self, connection: socket.socket, message: dict[str, object], fds: list[int], *, by_root: bool) -> None:
         verbs: dict[str, Callable[[], None]] = {
-            "decrypt": lambda: self._decrypt(connection, fds),
-            "encrypt": lambda: self._encrypt(connection, fds, by_root=by_root),
+            "decrypt": lambda: self._decrypt(_ends(connection, message["decrypt"], fds), fds),
+            "encrypt": lambda: self._encrypt(_ends(connection, message["encrypt"], fds), fds, by_root=by_root),
             "recipients": lambda: self._recipients(connection, fds, by_root=by_root),
             "grant": lambda: self._grant(connection, message["grant"], fds, by_root=by_root),
         }
@@ -118,15 +120,17 @@ class Sessions:
         finally:
             LAYERS.labels(verb, code).inc()
 
-    def _decrypt(self, connection: socket.socket, fds: list[int]) -> None:
-        ends, request = _ends(connection, fds), layers.load(fds[0], keys_pb2.DecryptRequest)
-        result = self._desk.decrypt(request, ends, lambda: seqpacket.send(connection, {"started": {}}))
-        _finish(connection, fds, layers.dump(result))
+    def _decrypt(self, ends: stream.Ends, fds: list[int]) -> None:
+        request = layers.load(fds[0], keys_pb2.DecryptRequest)
+        result = self._desk.decrypt(request, ends, lambda: seqpacket.send(ends.control, {"started": {}}))
+        _finish(ends.control, fds, layers.dump(result))
 
-    def _encrypt(self, connection: socket.socket, fds: list[int], *, by_root: bool) -> None:
-        ends, request = _ends(connection, fds), layers.load(fds[0], keys_pb2.EncryptRequest)
-        result = self._desk.encrypt(request, ends, lambda: seqpacket.send(connection, {"started": {}}), by_root=by_root)
-        _finish(connection, fds, layers.dump(result))
+    def _encrypt(self, ends: stream.Ends, fds: list[int], *, by_root: bool) -> None:
+        request = layers.load(fds[0], keys_pb2.EncryptRequest)
+        result = self._desk.encrypt(
+            request, ends, lambda: seqpacket.send(ends.control, {"started": {}}), by_root=by_root
+        )
+        _finish(ends.control, fds, layers.dump(result))
 
     def _recipients(self, connection: socket.socket, fds: list[int], *, by_root: bool) -> None:
         if len(fds) != 1:
@@ -153,10 +157,13 @@ class Sessions:
                 connection.recv(1)
 
 
-def _ends(connection: socket.socket, fds: list[int]) -> stream.Ends:
+def _ends(connection: socket.socket, order: object, fds: list[int]) -> stream.Ends:
     if len(fds) != 3:
         raise InvalidArgument(f"layer request with {len(fds)} descriptors, expected request, source and sink")
-    return stream.Ends(fds[1], fds[2], connection)
+    alive = order.get(layers.ALIVE, 0.0) if isinstance(order, dict) else None
+    if isinstance(alive, bool) or not isinstance(alive, int | float) or not (alive == 0 or _OFTEN <= alive <= _SELDOM):
+        raise InvalidArgument(f"layer request: {layers.ALIVE} is to be {_OFTEN:g} to {_SELDOM:g} seconds, or 0")
+    return stream.Ends(fds[1], fds[2], connection, float(alive))
 
 
 def _finish(connection: socket.socket, fds: list[int], result: int) -> None:

@@ -8,18 +8,22 @@ import contextlib
 import fcntl
 import hashlib
 import hmac
+import json
+import math
 import os
 import queue
 import select
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from bulkhead.errors import Cancelled, DataLoss, DeadlineExceeded, InvalidArgument
+from bulkhead.layers import ALIVE
 from decryptor.options import CIPHER, Private, Public
 
 CHUNK = 256 * 1024
@@ -27,15 +31,18 @@ _QUEUED = 3
 _PIPE_BYTES = 1024 * 1024
 #: Seconds without a byte moving after which a layer is given up.
 IDLE = 300.0
+_SIGN = json.dumps({ALIVE: {}}).encode()
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Where bytes come from and go to, and the connection whose hang-up ends the work."""
+    """Where bytes come from and go to, and the connection, with a time-out, whose hang-up ends the work."""
 
     source: int
     sink: int
     control: socket.socket
+    #: Seconds between the signs of life that the caller asked for; 0 for none.
+    alive: float = 0.0
 
 
 def decrypt(ends: Ends, private: Private, public: Public, *, diff_id: str = "", idle: float = IDLE) -> tuple[str, int]:
@@ -111,6 +118,7 @@ class _Mover:
 
     def __init__(self, ends: Ends, idle: float) -> None:
         self._ends, self._idle = ends, idle
+        self._sign_due = time.monotonic() + ends.alive if ends.alive else math.inf
         for fd in (ends.source, ends.sink):
             _prepare(fd)
 
@@ -126,6 +134,7 @@ class _Mover:
                 for tap in after:
                     tap.feed(turned)
                 self._write(turned)
+                self._sign()
         except BrokenPipeError as error:
             raise Cancelled("the layer's reader went away") from error
         except OSError as error:
@@ -151,11 +160,22 @@ class _Mover:
         poll.register(fd, event)
         # Nothing is ever said on the connection while the layer runs, so that any event there is its end.
         poll.register(self._ends.control.fileno(), select.POLLIN | select.POLLRDHUP)
-        ready = dict(poll.poll(self._idle * 1000))
-        if not ready:
-            raise DeadlineExceeded(f"no byte of the layer moved for {self._idle:g} s")
+        end = time.monotonic() + self._idle
+        while not (ready := dict(poll.poll(max(min(end, self._sign_due) - time.monotonic(), 0) * 1000))):
+            if time.monotonic() >= end:
+                raise DeadlineExceeded(f"no byte of the layer moved for {self._idle:g} s")
+            self._sign()
         if self._ends.control.fileno() in ready:
             raise Cancelled("the caller hung up in the middle of the layer")
+
+    def _sign(self) -> None:
+        """Say that this goes on, when it is time to; to a caller who has not read the earlier signs, nothing."""
+        if (now := time.monotonic()) < self._sign_due:
+            return
+        self._sign_due = now + self._ends.alive
+        # Beneath its time-out the connection never blocks. A caller that is gone is found out by the next wait.
+        with contextlib.suppress(OSError):
+            os.write(self._ends.control.fileno(), _SIGN)
 
 
 def _prepare(fd: int) -> None:

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 #: Bytes of a provider configuration.
 _LIMIT = 1024 * 1024
+#: `key_timeout` where no configuration says otherwise, seconds.
+PATIENCE = 20.0
 
 
 class Tools:
     """Providers by name, as OCICRYPT_KEYPROVIDER_CONFIG configures them, and the policy of PKCS#11 modules."""
 
-    def __init__(self, environ: Mapping[str, str], helper: Helper | None) -> None:
+    def __init__(self, environ: Mapping[str, str], helper: Helper | None, patience: float = PATIENCE) -> None:
+        #: Seconds that a provider or token may take for one answer.
+        self.patience = patience
         self._environ, self._helper = dict(environ), helper
         self.providers: dict[str, Provider] = {}
         #: What is wrong with the configuration, for the face and the log.

@@ -225,6 +225,10 @@ class Bulkhead:
     decryption_keys_path: str = "/etc/containerd/ocicrypt/keys"
     #: Seconds for which it is remembered that a key opens a layer; 0 unwraps at every use.
     key_check_cache: float = 10.0
+    #: Seconds that one token or key provider may take for one answer.
+    key_timeout: float = 20.0
+    #: Seconds that the decryptor may give no sign of life while it works on a layer; the layer is then begun again.
+    decryptor_silence: float = 30.0
     #: A key named by a rule is for the pods of the rules that name it; a key that none names is for all.
     key_policy: dict[str, KeyRule] = field(default_factory=dict)
     #: What one layer may hold when unpacked.

@@ -278,3 +278,31 @@ def test_strangers_take_no_room(formats: dict[str, bytes], tmp_path: Path, monke
     for connection in (*silent, *busy):
         connection.close()
     served.close()
+
+
+@pytest.mark.parametrize("alive", ["1", -1, 0.001, 1e9, True, None, []])
+def test_signs_of_life_are_asked_for_in_seconds(socket: str, formats: dict[str, bytes], alive: object) -> None:
+    """A request for signs that is no number of seconds within bounds is refused by name."""
+    layer, cipher = sealed(socket, formats["public.pem"])
+    request = layers.dump(keys_pb2.DecryptRequest(layer=layer))
+    with seqpacket.connect(socket) as connection, memory(cipher) as source, memory() as sink:
+        seqpacket.send(connection, {"decrypt": {"alive": alive}}, (request, source, sink))
+        answer, _ = seqpacket.receive(connection)
+    os.close(request)
+
+    assert answer is not None
+    assert "alive is to be 0.01 to 3600 seconds" in answer["error"]["message"]
+
+
+def test_the_result_is_found_behind_signs_of_life(socket: str, formats: dict[str, bytes]) -> None:
+    """A caller that looks for the result alone finds it, however many signs came before."""
+    layer, cipher = sealed(socket, formats["public.pem"])
+    read, write = os.pipe()
+    with memory() as sink, layers.decrypt(socket, keys_pb2.DecryptRequest(layer=layer), read, sink, alive=0.02) as work:
+        work.started(5)
+        time.sleep(0.2)
+        os.write(write, cipher)
+        os.close(write)
+
+        assert work.result(keys_pb2.DecryptResult, 5).digest == digest_of(PLAIN)
+    os.close(read)

@@ -1,5 +1,7 @@
 """A layer's bytes: what is encrypted comes out as it was, and what is not what it should be is never called good."""
 
+import contextlib
+import dataclasses
 import os
 import socket
 import threading
@@ -21,6 +23,7 @@ KEY, NONCE = b"k" * 32, b"n" * 16
 @contextmanager
 def ends(source: int, sink: int) -> Iterator[tuple[stream.Ends, socket.socket]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(10)  # as that of a session
     with ours, theirs:
         yield stream.Ends(source, sink, ours), theirs
 
@@ -159,3 +162,35 @@ def test_odd_descriptors_are_refused() -> None:
     with memory() as sink, ends(null, sink) as (both, _), pytest.raises(InvalidArgument, match="regular files"):
         stream.encrypt(both, Private(KEY, NONCE, ""))
     os.close(null)
+
+
+def test_signs_of_life_come_while_bytes_are_waited_for() -> None:
+    """Whoever asks for signs hears them while source or sink stand still; whoever does not hears nothing."""
+    told: dict[float, list[bytes]] = {}
+    for alive in (0.02, 0.0):
+        read, write = os.pipe()
+        with memory() as sink, ends(read, sink) as (both, caller):
+            asked = dataclasses.replace(both, alive=alive)
+            with pytest.raises(DeadlineExceeded, match="no byte of the layer moved"):
+                stream.encrypt(asked, Private(KEY, NONCE, ""), idle=0.3)
+            caller.setblocking(False)
+            told[alive] = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    told[alive].append(caller.recv(100))
+        os.close(read)
+        os.close(write)
+
+    assert 3 <= len(told[0.02]) <= 16
+    assert set(told[0.02]) == {b'{"alive": {}}'}
+    assert told[0.0] == []
+
+
+def test_a_caller_who_reads_no_signs_stops_nothing() -> None:
+    """Signs that find no room are dropped: the layer comes out all the same."""
+    plain = os.urandom(40 * stream.CHUNK)
+    with memory(plain) as source, memory() as sink, ends(source, sink) as (both, _):
+        both.control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        stream.encrypt(dataclasses.replace(both, alive=1e-9), Private(KEY, NONCE, ""))
+
+        assert len(contents(sink)) == len(plain)

@@ -26,8 +26,6 @@ from decryptor.helper import Helper
 from decryptor.options import encode
 
 RECIPIENTS_LIMIT, YAML_LIMIT = 256, 64 * 1024
-#: Seconds a token may take for one operation.
-PATIENCE = 20.0
 _HASHES = ("sha1", "sha256")
 _CONFIG_FILES = ("/etc/ocicrypt.conf", "/etc/ocicrypt-pkcs11.conf")
 
@@ -253,9 +251,7 @@ def _use(
     }
     program = [sys.executable, "-I", "-m", "decryptor.schemes.pkcs11_module"]
     try:
-        out = helper.run(
-            program, input=json.dumps(request).encode(), timeout=min(PATIENCE, deadline.left), env=key.environment
-        )
+        out = helper.run(program, input=json.dumps(request).encode(), timeout=deadline.for_answer, env=key.environment)
         answer = json.loads(out)
     except BulkheadError as error:
         raise type(error)(f"{key.name}: {error}") from error

@@ -17,8 +17,6 @@ from decryptor.deadline import Deadline
 from decryptor.helper import LIMIT, Helper
 from decryptor.options import encode
 
-#: Seconds a provider may take for one answer.
-PATIENCE = 20.0
 _SERVICE = "/keyprovider.KeyProviderService/"
 
 
@@ -92,7 +90,7 @@ def _ask(provider: Provider, method: str, request: Mapping[str, Any], helper: He
     if provider.error:
         raise FailedPrecondition(f"key provider {provider.name!r} {provider.error}")
     data = json.dumps(request).encode()
-    seconds = min(PATIENCE, deadline.left)
+    seconds = deadline.for_answer
     if provider.command:
         try:
             return helper.run(provider.command, input=data, timeout=seconds)

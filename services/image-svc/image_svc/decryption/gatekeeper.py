@@ -1,8 +1,10 @@
 """Encrypted images: the decryptor says whether the node has the keys, every time, and turns layers into plain ones."""
 
+import math
 import os
+import socket
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bulkhead import layers, paths, rpc
@@ -11,55 +13,63 @@ from bulkhead.errors import BulkheadError, Cancelled, FailedPrecondition, Unavai
 from bulkhead.proto import keys_pb2
 from bulkhead.proto.keys_pb2_grpc import KeysStub
 from image_svc.decryption.processors import Plain, Routes, Step, process
+from image_svc.decryption.watched import SIGNS, Watched
+from image_svc.decryption.watched import DecryptorGone as DecryptorGone
 from image_svc.patience import Patience
 from image_svc.purpose import Purpose
 from image_svc.store import Layer
 
-#: Longest wait for the decryptor, seconds: for a verdict, and for the end of a layer whose last byte has been read.
+#: Longest wait, seconds, for any answer, and for the verdict on a layer whose last byte has been read.
 TIMEOUT = 10.0
+#: Bytes that may wait between decryptor and reader; the kernel gives what net.core.wmem_max allows.
+_BUFFER = 1 << 20
 #: Annotations that concern decryption; the decryptor is told no others.
 ENCRYPTION = "org.opencontainers.image.enc."
 
 
-class DecryptorGone(Unavailable):
-    """The decryptor ended in the middle of a layer, or is not there."""
-
-
 class Opened:
-    """A layer on its way through the decryptor."""
+    """A layer on its way through the decryptor.
 
-    def __init__(self, reader: int, work: layers.Work, layer: Layer) -> None:
-        self._reader = reader
-        self._work = work
-        self._layer = layer
+    What comes out goes through a socket, of which the decryptor's end is kept here, too: of a decryptor that hangs the
+    other end would otherwise never come to an end. (Whoever holds an end of a pipe cannot end it for the others.)
+    """
+
+    def __init__(
+        self, reader: socket.socket, sink: socket.socket, work: layers.Work, layer: Layer, silence: float
+    ) -> None:
+        self._reader, self._sink = reader, sink
+        self._watched = Watched(work, keys_pb2.DecryptResult, silence, layer.digest, self._end)
 
     def take(self) -> int:
-        """Return the pipe that the plain, still compressed layer comes out of, the caller's to close."""
-        reader, self._reader = self._reader, -1
-        return reader
+        """Return the socket that the plain, still compressed layer comes out of, the caller's to close."""
+        return self._reader.detach()
 
     def finish(self, patience: Patience) -> None:
         """Return if every byte that came out has been checked against MAC and digest, else raise why it may not count.
 
-        DecryptorGone if it ended meanwhile; DataLoss if the layer is not what was encrypted.
+        DecryptorGone if it ended or fell silent meanwhile; DataLoss if the layer is not what was encrypted.
         """
-        try:
-            self._work.result(keys_pb2.DecryptResult, min(TIMEOUT, patience.left))
-        except Unavailable as error:
-            raise DecryptorGone(f"layer {self._layer.digest}: {error}") from error
+        patience.check()
+        self._watched.result(min(TIMEOUT, patience.left))
 
     def close(self) -> None:
         """Hang up."""
-        if self._reader >= 0:
-            os.close(self._reader)
-        self._work.close()
+        self._watched.close()
+        self._reader.close()
+        self._sink.close()
+
+    def _end(self) -> None:
+        """Have the reader come to the end of what was written."""
+        with suppress(OSError):
+            self._sink.shutdown(socket.SHUT_WR)
 
 
 class Gatekeeper:
     """Asks the decryptor before an encrypted image is pulled or run, and has it decrypt layers."""
 
     def __init__(self, state: Path, key_model: str, config: Config | None = None) -> None:
-        self._routes = Routes(config or Config())
+        config = config or Config()
+        self._routes, self._options = Routes(config), config.bulkhead
         self._stub = KeysStub(rpc.channel(str(paths.service_socket(state, "decryptor"))))
         self._socket = str(paths.layer_socket(state))
         self._key_model = key_model
@@ -78,7 +88,10 @@ class Gatekeeper:
             text = f"{image}: layer {locked[0].digest} is encrypted and image_decryption.key_model is empty"
             raise FailedPrecondition(text)
         request = keys_pb2.CheckRequest(use=purpose.use(image), layers=[_asked(each) for each in locked])
-        timeout = min(TIMEOUT, patience.left) if patience else TIMEOUT
+        left = patience.left if patience else math.inf
+        # One that hangs is not waited for as long as tokens and key providers may take.
+        self.ping(timeout=min(TIMEOUT, left))
+        timeout = min(layers.image_bound(self._options.key_timeout) + layers.GRACE, left)
         rpc.call(self._stub.Check, request, service="decryptor", timeout=timeout)
 
     def decoder(self, layer: Layer, image: str, purpose: Purpose) -> "Decoder | None":
@@ -101,15 +114,15 @@ class Gatekeeper:
         Raises the decryptor's refusal. The caller closes its `source` before it waits for the end.
         """
         request = keys_pb2.DecryptRequest(use=purpose.use(image), layer=_asked(layer))
-        reader, sink = os.pipe2(os.O_CLOEXEC)
+        reader, sink = socket.socketpair()
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         try:
-            work = self._begin(request, source, sink, patience)
+            work = self._begin(request, source, sink.fileno(), patience)
         except BaseException:
-            os.close(reader)
+            reader.close()
+            sink.close()
             raise
-        finally:
-            os.close(sink)
-        opened = Opened(reader, work, layer)
+        opened = Opened(reader, sink, work, layer, self._options.decryptor_silence)
         try:
             yield opened
         finally:
@@ -120,16 +133,18 @@ class Gatekeeper:
         rpc.call(self._stub.ListKeys, keys_pb2.ListKeysRequest(), service="decryptor", timeout=timeout)
 
     def _begin(self, request: keys_pb2.DecryptRequest, source: int, sink: int, patience: Patience) -> layers.Work:
-        limit = min(TIMEOUT, patience.left)
+        limit = min(layers.key_bound(self._options.key_timeout) + layers.GRACE, patience.left)
+        alive = self._options.decryptor_silence / SIGNS
         try:
-            work = layers.decrypt(self._socket, request, source, sink, limit)
+            work = layers.decrypt(self._socket, request, source, sink, limit, alive)
         except Unavailable as error:
             raise DecryptorGone(str(error)) from error
         try:
             work.started(limit)
         except BulkheadError as error:
             work.close()
-            if isinstance(error, Unavailable):
+            patience.check()
+            if isinstance(error, Unavailable | layers.Silent):
                 raise DecryptorGone(str(error)) from error
             raise
         return work

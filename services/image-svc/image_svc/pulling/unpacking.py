@@ -193,7 +193,7 @@ class Unpacking(Job[Unpacked]):
             result: Future[Unpacked] = Future()
             threading.Thread(target=self._call, args=(reader, result), name="unpack", daemon=True).start()
             try:
-                self._feed(source.ingest, writer, turn)
+                self._feed(source.ingest, writer, turn, result)
             except BaseException:
                 os.close(writer)
                 # The helper must have let go of the directory before anybody tries again or removes it.
@@ -216,8 +216,8 @@ class Unpacking(Job[Unpacked]):
             plain.finish(self.patience)
         return unpacked
 
-    def _feed(self, blob: Ingest, pipe: int, turn: Turn) -> None:
-        """Send the blob to the helper; a pipe that breaks means the helper has an answer already."""
+    def _feed(self, blob: Ingest, pipe: int, turn: Turn, result: "Future[Unpacked]") -> None:
+        """Send the blob to the helper until it has an answer; the pipe breaks then, or is full of what nobody reads."""
         os.set_blocking(pipe, False)
         offset = 0
         while True:
@@ -229,17 +229,19 @@ class Unpacking(Job[Unpacked]):
             if blob.complete:
                 self.progress.state = LayerState.UNPACKING
             try:
-                offset = self._move(blob.fd, offset, offset + count, pipe)
+                offset = self._move(blob.fd, offset, offset + count, pipe, result)
             except BrokenPipeError:
                 return
 
-    def _move(self, blob: int, offset: int, end: int, pipe: int) -> int:
+    def _move(self, blob: int, offset: int, end: int, pipe: int, result: "Future[Unpacked]") -> int:
         """Have the kernel put a part of the blob's file into the pipe, without a copy, and return where it ends."""
         while offset < end:
             try:
                 moved = os.splice(blob, pipe, min(end - offset, PIPE_SIZE), offset_src=offset)
             except BlockingIOError:
                 self.patience.check()
+                if result.done():
+                    raise BrokenPipeError from None
                 room = select.poll()
                 room.register(pipe, select.POLLOUT)
                 room.poll(1000)

@@ -3,6 +3,7 @@
 import os
 import select
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from bulkhead import layers, paths
 from bulkhead.errors import DataLoss
 from bulkhead.proto import keys_pb2
 from image_svc.decryption.gatekeeper import ENCRYPTION, TIMEOUT
+from image_svc.decryption.watched import SIGNS, Watched
 from image_svc.oci import media
 from image_svc.parts import Parts
 from image_svc.patience import Patience
@@ -17,8 +19,6 @@ from image_svc.pulling.progress import LayerProgress, LayerState
 from image_svc.registry.repository import Descriptor
 from image_svc.transfer.staging import Staging
 
-#: Seconds for wrapping the keys of one layer for its recipients: tokens and key providers may take their time.
-_WRAPPING = 60.0
 _PIECE = 1 << 20
 #: Milliseconds between looks at whether anybody still waits for a decryptor that writes nothing.
 _LOOK = 1000
@@ -53,6 +53,8 @@ class Ciphers:
     def __init__(self, parts: Parts, staging: Staging, use: keys_pb2.Use, patience: Patience) -> None:
         self._content = parts.content
         self._socket = str(paths.layer_socket(parts.config.state))
+        options = parts.config.bulkhead
+        self._bound, self._silence = layers.key_bound(options.key_timeout) + layers.GRACE, options.decryptor_silence
         self._staging = staging
         self._use = use
         self._patience = patience
@@ -64,13 +66,13 @@ class Ciphers:
         """
         if media.is_encrypted(target.media_type):
             more = keys_pb2.RecipientsRequest(use=self._use, layer=_asked(target), recipients=recipients)
-            added = layers.add_recipients(self._socket, more, min(_WRAPPING, self._patience.left))
+            added = layers.add_recipients(self._socket, more, min(self._bound, self._patience.left))
             progress.received, progress.state = progress.size, LayerState.UNPACKED
             return Turned(target.layer.digest, target.layer.size, target.media_type, added.annotations)
         request = keys_pb2.EncryptRequest(use=self._use, layer=_asked(target), recipients=recipients)
 
         def begin(source: int, sink: int, timeout: float) -> layers.Work:
-            return layers.encrypt(self._socket, request, source, sink, timeout)
+            return layers.encrypt(self._socket, request, source, sink, timeout, self._silence / SIGNS)
 
         made = self._turn(target, begin, keys_pb2.EncryptResult, progress)
         return Turned(made.digest, made.size, made.media_type, made.annotations)
@@ -80,7 +82,7 @@ class Ciphers:
         request = keys_pb2.DecryptRequest(use=self._use, layer=_asked(target))
 
         def begin(source: int, sink: int, timeout: float) -> layers.Work:
-            return layers.decrypt(self._socket, request, source, sink, timeout)
+            return layers.decrypt(self._socket, request, source, sink, timeout, self._silence / SIGNS)
 
         made = self._turn(target, begin, keys_pb2.DecryptResult, progress)
         return Turned(made.digest, made.size, media.plain_type(target.media_type))
@@ -93,7 +95,7 @@ class Ciphers:
         progress: LayerProgress,
     ) -> _Result:
         """Send a blob through the decryptor and store what comes out, once its verdict is there."""
-        limit = min(_WRAPPING, self._patience.left)
+        limit = min(self._bound, self._patience.left)
         source = os.open(self._content.path(target.layer.digest), os.O_RDONLY | os.O_CLOEXEC)
         reader, sink = os.pipe2(os.O_CLOEXEC)
         results: list[_Result] = []
@@ -106,8 +108,10 @@ class Ciphers:
             with work:
                 work.started(limit)
                 progress.state = LayerState.DOWNLOADING
-                pieces = self._pieces(reader, lambda: results.append(work.result(kind, TIMEOUT)), progress)
-                staged = self._staging.take(target.layer.digest, target.layer.size, pieces)
+                watched = Watched(work, kind, self._silence, target.layer.digest, lambda: None)
+                with closing(watched):
+                    pieces = self._pieces(reader, watched, results, progress)
+                    staged = self._staging.take(target.layer.digest, target.layer.size, pieces)
         except BaseException:
             progress.state = LayerState.FAILED
             raise
@@ -119,16 +123,18 @@ class Ciphers:
         progress.state = LayerState.UNPACKED
         return results[0]
 
-    def _pieces(self, reader: int, end: Callable[[], None], progress: LayerProgress) -> Iterator[bytes]:
+    def _pieces(
+        self, reader: int, watched: Watched[_Result], results: list[_Result], progress: LayerProgress
+    ) -> Iterator[bytes]:
         """Yield what comes out of the decryptor, and at its end raise what it says of it: no blob before that."""
-        for piece in pieces(reader, self._patience):
+        for piece in pieces(reader, self._patience, watched.check):
             progress.received += len(piece)
             yield piece
-        end()
+        results.append(watched.result(TIMEOUT))
 
 
-def pieces(reader: int, patience: Patience) -> Iterator[bytes]:
-    """Yield what comes out of a pipe until its end, or raise once nobody has patience any more.
+def pieces(reader: int, patience: Patience, check: Callable[[], None]) -> Iterator[bytes]:
+    """Yield what comes out of a pipe until its end, or raise once nobody has patience any more or the `check` fails.
 
     A decryptor that is stopped writes nothing and closes nothing.
     """
@@ -137,6 +143,7 @@ def pieces(reader: int, patience: Patience) -> Iterator[bytes]:
     while True:
         patience.check()
         if not ready.poll(_LOOK):
+            check()
             continue
         if not (piece := os.read(reader, _PIECE)):
             return

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from bulkhead.errors import Cancelled
+from bulkhead.errors import Cancelled, Unavailable
 from image_svc.patience import Patience
 from image_svc.transfer.ciphering import pieces
 
@@ -16,7 +16,7 @@ def test_all_of_it_comes_out() -> None:
     os.write(writer, b"layer")
     os.close(writer)
 
-    assert b"".join(pieces(reader, Patience(10.0, "turning"))) == b"layer"
+    assert b"".join(pieces(reader, Patience(10.0, "turning"), lambda: None)) == b"layer"
     os.close(reader)
 
 
@@ -27,6 +27,19 @@ def test_a_silent_decryptor_does_not_hold_a_cancelled_call() -> None:
     threading.Timer(0.2, patience.cancel).start()
 
     with pytest.raises(Cancelled):
-        list(pieces(reader, patience))
+        list(pieces(reader, patience, lambda: None))
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_decryptor_found_to_hang_ends_it() -> None:
+    """What the decryptor's silence has come to is raised, though its pipe stays open and empty."""
+    reader, writer = os.pipe()
+
+    def hangs() -> None:
+        raise Unavailable("no sign of life")
+
+    with pytest.raises(Unavailable):
+        list(pieces(reader, Patience(60.0, "turning"), hangs))
     os.close(reader)
     os.close(writer)
