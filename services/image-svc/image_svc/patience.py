@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from bulkhead.errors import Cancelled, DeadlineExceeded
+from image_svc.alarms import ALARMS
+from image_svc.slots import Slots
 
 T = TypeVar("T")
 
@@ -71,10 +73,14 @@ class Patience:
             self.check()
         return future.result(timeout=0)
 
-    def acquire(self, semaphore: threading.Semaphore) -> None:
-        """Take a semaphore, or raise as `check` does."""
-        while not semaphore.acquire(timeout=0.2):
-            self.check()
+    def acquire(self, slots: Slots) -> None:
+        """Take a slot, or raise as `check` does."""
+        turn = slots.ask()
+        try:
+            self.wait(turn)
+        except BaseException:
+            slots.give_up(turn)
+            raise
 
     @contextmanager
     def interruptible(self, wake: Callable[[], None]) -> Iterator[None]:
@@ -91,11 +97,5 @@ class Patience:
     @contextmanager
     def bounded(self, wake: Callable[[], None]) -> Iterator[None]:
         """Have `wake` called if the operation is called off during the block, or its deadline passes."""
-        timer = threading.Timer(self.left, wake)
-        timer.daemon = True
-        timer.start()
-        try:
-            with self.interruptible(wake):
-                yield
-        finally:
-            timer.cancel()
+        with ALARMS.at(self._until, wake), self.interruptible(wake):
+            yield

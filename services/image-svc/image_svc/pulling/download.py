@@ -1,10 +1,11 @@
 """One blob's download: into its partial file, hashed on the way; a pull that commits makes it a blob."""
 
 import logging
-import threading
+import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from queue import SimpleQueue
 from typing import Protocol
 
 from bulkhead.errors import BulkheadError, DataLoss, Internal
@@ -16,8 +17,16 @@ from image_svc.patience import Patience
 from image_svc.pulling.progress import LayerProgress, LayerState
 from image_svc.pulling.shared_jobs import Job
 from image_svc.registry.repository import Descriptor
+from image_svc.slots import Slots
 
 logger = logging.getLogger(__name__)
+
+#: Whoever writes and hashes what has arrived holds one of these. More threads than processors get no more done, but
+#: pass the interpreter's lock among themselves a thousand times a second and more, while calls wait for it in vain. (A
+#: queue, since its waiters sleep without that lock, which those of a threading.Semaphore wake up for.)
+_PROCESSORS: SimpleQueue[int] = SimpleQueue()
+for _number in range(max(2, len(os.sched_getaffinity(0)))):
+    _PROCESSORS.put(_number)
 
 
 class CorruptBlob(DataLoss):
@@ -59,7 +68,7 @@ class Download(Job[None]):
         wanted: Descriptor,
         origin: Origin,
         content: Content,
-        slots: threading.Semaphore,
+        slots: Slots,
         patience: Patience,
         avoid: Collection[str] = (),
     ) -> None:
@@ -150,6 +159,13 @@ class Download(Job[None]):
         return host
 
     def _write(self, part: memoryview) -> None:
+        turn = _PROCESSORS.get()
+        try:
+            self._take(part)
+        finally:
+            _PROCESSORS.put(turn)
+
+    def _take(self, part: memoryview) -> None:
         telemetry.PULLED_BYTES.inc(len(part))
         try:
             self.ingest.write(part)

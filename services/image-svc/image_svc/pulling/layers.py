@@ -1,7 +1,6 @@
 """An image's layers: all that are missing are fetched and unpacked side by side, and committed from the base up."""
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from image_svc.pulling.unpacking import Unpacker, Unpacking, despite_kills
 from image_svc.pulling.writeback import Writeback
 from image_svc.purpose import Purpose
 from image_svc.registry.repository import Descriptor
+from image_svc.slots import Slots
 from image_svc.store import Layer, NewImage, NewLayer, Store
 from image_svc.unpack.client import UnpackClient
 from image_svc.unpack.protocol import DiskFull, Limits
@@ -37,7 +37,7 @@ class Pull:
 
     origin: Origin
     #: Its downloads at a time.
-    slots: threading.Semaphore
+    slots: Slots
     patience: Patience
     progress: Progress
     #: What it calls the image, and for whom it is: an encrypted layer's use is recorded by them.
@@ -69,7 +69,7 @@ class LayerPuller:
 
     def pull_of(self, image: str, origin: Origin, patience: Patience, progress: Progress, purpose: Purpose) -> Pull:
         """Return what the layers of one pull share."""
-        slots = threading.Semaphore(self._config.images.max_concurrent_downloads or _UNLIMITED)
+        slots = Slots(self._config.images.max_concurrent_downloads or _UNLIMITED)
         return Pull(origin, slots, patience, progress, image, purpose)
 
     def pull_all(self, image: NewImage, documents: Mapping[str, int], pull: Pull) -> None:

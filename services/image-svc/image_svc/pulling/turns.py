@@ -1,16 +1,16 @@
 """The node's budget for unpacking: how many layers may be fed to the unpack helper at a time."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from image_svc.patience import Patience
+from image_svc.slots import Slots
 
 
 class Turn:
     """One layer's share of the budget, given back while it has nothing to unpack."""
 
-    def __init__(self, slots: threading.Semaphore, patience: Patience) -> None:
+    def __init__(self, slots: Slots, patience: Patience) -> None:
         self._slots = slots
         self._patience = patience
         self._held = False
@@ -35,9 +35,9 @@ class Turns:
     """
 
     def __init__(self, slots: int) -> None:
-        self._slots = threading.Semaphore(slots)
+        self._slots = Slots(slots)
         # The helper takes 64 orders at a time, containers' among them.
-        self._begun = threading.Semaphore(min(max(4 * slots, 8), 48))
+        self._begun = Slots(min(max(4 * slots, 8), 48))
 
     @contextmanager
     def begin(self, patience: Patience) -> Iterator[Turn]:

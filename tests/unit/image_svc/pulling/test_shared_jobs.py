@@ -8,6 +8,7 @@ import pytest
 from bulkhead.errors import Cancelled, DeadlineExceeded, Internal, NotFound, ResourceExhausted
 from image_svc.patience import Patience
 from image_svc.pulling.shared_jobs import Job, Jobs, all_done
+from image_svc.slots import Slots
 
 
 class Count(Job[int]):
@@ -105,9 +106,8 @@ def test_patience_ends() -> None:
         assert time.monotonic() - began < 1.0
     with pytest.raises(DeadlineExceeded, match="outlasts"):
         patience(1.0).sleep(2.0)
-    taken = threading.Semaphore(0)
     with pytest.raises(DeadlineExceeded):
-        patience(0.05).acquire(taken)
+        patience(0.05).acquire(Slots(0))
 
 
 def test_failed_job_is_replaced() -> None:
