@@ -1,10 +1,25 @@
 """Options that several verbs have."""
 
 import argparse
+import textwrap
 from collections.abc import Callable
 
 from bulkhead.cli.images import exits
 from bulkhead.proto import images_pb2 as pb
+
+#: What may stand for an image that is here, and for one at a registry.
+HERE, NAME = "a name, an id, or the beginning of an id", "a name: docker.io/library/ and :latest go without saying"
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Fills what is prose to the terminal's width, and leaves what is set in lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.split("\n\n")
+        return "\n\n".join(
+            part if "\n  " in part else textwrap.fill(part, width, break_on_hyphens=False) for part in parts
+        )
+
 
 Run = Callable[[argparse.Namespace], int]
 Verbs = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -27,7 +42,7 @@ def verb(
         help=summary,
         description=description,
         epilog=f"examples:\n{examples.rstrip()}\n\n{exits.TEXT}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     where = made.add_argument_group("the stack").add_mutually_exclusive_group()
     where.add_argument("--config", metavar="FILE", help="default: /etc/bulkhead/config.toml, else built-in")

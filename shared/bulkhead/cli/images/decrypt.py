@@ -16,7 +16,7 @@ _EXAMPLES = """  bulkhead images decrypt --key mykey.pem bash.enc:latest bash.pl
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb."""
     parser = arguments.verb(verbs, "decrypt", run, "make a plain image of an encrypted one", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=arguments.HERE)
     parser.add_argument("name", metavar="NAME", help="the name of the plain image")
     encrypt.choice(parser, "decrypt")
     keys.add(parser)

@@ -22,7 +22,7 @@ _EXAMPLES = """  openssl genrsa -out mykey.pem && openssl rsa -in mykey.pem -pub
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb."""
     parser = arguments.verb(verbs, "encrypt", run, "make an encrypted image of another", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=arguments.HERE)
     parser.add_argument("name", metavar="NAME", help="the name of the encrypted image")
     recipients.add(parser)
     choice(parser, "encrypt")

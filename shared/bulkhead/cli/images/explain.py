@@ -19,7 +19,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = arguments.verb(
         verbs, "explain", run, "say which hosts are asked for an image, and why", _DESCRIPTION, _EXAMPLES
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=arguments.NAME)
     parser.add_argument("--offline", action="store_true", help="do not ask the hosts")
     parser.add_argument("--push", action="store_true", help="explain a push")
     login.add(parser)

@@ -32,7 +32,10 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = arguments.verb(
         verbs, "export", run, "write images into an archive", _DESCRIPTION, _EXAMPLES, aliases=("save",)
     )
-    parser.add_argument("words", nargs="+", metavar="FILE IMAGE", help="where to, then what; with -o images alone")
+    parser.usage = "%(prog)s [options] FILE IMAGE...\n       %(prog)s [options] -o FILE IMAGE..."
+    parser.add_argument(
+        "words", nargs="+", metavar="IMAGE", help=f"{arguments.HERE}; before the first one FILE, unless -o names it"
+    )
     parser.add_argument("-o", "--output", dest="file", metavar="FILE", help="where to, in place of the first argument")
     parser.add_argument("--format", choices=sorted(_FORMATS), default="oci", help="default: oci")
     parser.add_argument("--directory", action="store_true", help="FILE is a directory to be made, not a tar")

@@ -5,7 +5,8 @@ import json
 import sys
 from typing import Any
 
-from bulkhead.cli.images import arguments, client, progress
+from bulkhead.cli.images import arguments, client, exits, progress
+from bulkhead.errors import BulkheadError
 from bulkhead.proto import images_pb2 as pb
 
 _DESCRIPTION = """Print what is known of images as a JSON list: names, digests, sizes, users, and the configuration,
@@ -18,21 +19,25 @@ _EXAMPLES = """  bulkhead images inspect busybox
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb."""
     parser = arguments.verb(verbs, "inspect", run, "print what is known of images", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=arguments.HERE)
     parser.add_argument("--platform", default="", metavar="OS/ARCH", help="default: this machine's own")
     parser.add_argument("--json", action="store_true", help="print JSON, as without it")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the list."""
+    """Print the list of those that are here; the status of the first that is not."""
+    worst = 0
+    answers: list[pb.InspectResponse] = []
     with client.connected(options) as connection:
-        answers = [
-            connection.call(connection.stub.Inspect, pb.InspectRequest(image=image, platform=options.platform))
-            for image in options.images
-        ]
-    json.dump([as_document(answer) for answer in answers], sys.stdout, indent=2)
-    sys.stdout.write("\n")
-    return 0
+        for image in options.images:
+            request = pb.InspectRequest(image=image, platform=options.platform)
+            try:
+                answers.append(connection.call(connection.stub.Inspect, request))
+            except BulkheadError as error:
+                sys.stderr.write(f"bulkhead images inspect: {error}\n")
+                worst = worst or exits.status(error)
+    sys.stdout.write(f"{json.dumps([as_document(answer) for answer in answers], indent=2)}\n")
+    return worst
 
 
 def as_document(answer: pb.InspectResponse) -> dict[str, Any]:

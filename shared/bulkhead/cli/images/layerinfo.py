@@ -16,7 +16,7 @@ _HEADS = ("#", "DIGEST", "PLATFORM", "SIZE", "ENCRYPTION", "RECIPIENTS")
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb."""
     parser = arguments.verb(verbs, "layerinfo", run, "show layers and their encryption", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=arguments.HERE)
     parser.add_argument(
         "--platform", action="append", default=[], metavar="OS/ARCH", help="only this platform; may be repeated"
     )

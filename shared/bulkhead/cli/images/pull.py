@@ -27,7 +27,7 @@ _EXAMPLES = """  bulkhead images pull docker.io/library/busybox:1.37
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb."""
     parser = arguments.verb(verbs, "pull", run, "pull images from their registries", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=arguments.NAME)
     arguments.platforms(parser, "keep")
     arguments.handler(parser)
     keys.add(parser)

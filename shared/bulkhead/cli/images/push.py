@@ -17,7 +17,7 @@ _EXAMPLES = """  bulkhead images tag busybox:1.37 registry:5000/busybox:1.37
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb."""
     parser = arguments.verb(verbs, "push", run, "push an image to its registry", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=arguments.HERE)
     parser.add_argument("target", nargs="?", default="", metavar="TARGET", help="the name to push it under")
     arguments.platforms(parser, "push")
     login.add(parser)

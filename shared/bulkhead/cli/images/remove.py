@@ -20,7 +20,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = arguments.verb(
         verbs, "rm", run, "remove names and images", _DESCRIPTION, _EXAMPLES, aliases=("remove", "delete")
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=arguments.HERE)
     parser.add_argument(
         "-f", "--force", action="store_true", help="also what is in use, pinned or named in many repositories"
     )

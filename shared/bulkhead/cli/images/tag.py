@@ -15,7 +15,7 @@ _EXAMPLES = """  bulkhead images tag busybox:1.37 registry:5000/busybox:1.37 reg
 def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb."""
     parser = arguments.verb(verbs, "tag", run, "give an image further names", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=arguments.HERE)
     parser.add_argument("names", nargs="+", metavar="NAME", help="new names; without a tag: latest")
     parser.add_argument("--keep-existing", action="store_true", help="fail if another image has one of the names")
     arguments.output(parser, quiet="print nothing")

@@ -51,6 +51,18 @@ def test_help_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, text.partition("examples:")[2].splitlines())) <= 120
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits(verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prose is filled to the terminal's width."""
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        parser("images").parse_args(["images", verb, "--help"])
+    shown = capsys.readouterr().out.partition("\n\n")[2]
+    prose = shown.partition("\npositional arguments:")[0].partition("\noptions:")[0]
+    assert prose.splitlines()
+    assert max(map(len, prose.splitlines())) <= 60
+
+
 def test_other_commands_do_not_pay() -> None:
     """gRPC and rich are imported for `images` alone."""
     script = (
@@ -119,6 +131,9 @@ def test_inspect_and_layerinfo(node: Station, here: str, image: Image) -> None:
         [str(n), digest(layer), "linux/amd64", str(len(layer))] for n, layer in enumerate(layers)
     ]
     assert node.images("layerinfo", "app:1", "--platform", "linux/s390x").status == exits.MISSING
+    some = node.images("inspect", "nope:1", "app:1", "x.io/nope")
+    assert (some.status, some.err.count("is not here")) == (exits.MISSING, 2)
+    assert [each["id"] for each in json.loads(some.out)] == [here]
 
 
 def test_pull(node: Station, registry: FakeRegistry, image: Image) -> None:
