@@ -1,16 +1,27 @@
 """The real decryptor meets what would take for ever: each ends by a bound of its own, and the rest goes on."""
 
+import hashlib
+import itertools
 import json
+import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.decrepit.ciphers.modes import CFB
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from pysequoia.packet import PacketPile, Tag
 
 from bulkhead.errors import FailedPrecondition
+from bulkhead.proto import keys_pb2
 from decryptor import options
 from decryptor.costs import ROUNDS_LIMIT
+from decryptor.options import Private
 from support.encrypted import tree
 from support.keeper import Keeper, encrypted
 
@@ -106,3 +117,73 @@ def test_who_never_answers_is_not_waited_for(stuck: Keeper, scheme: str, expecte
     assert 1 <= time.monotonic() - began < 8
     assert expected in str(refused.value)
     assert [process for process in tree(stuck.process.pid).values() if "sleep" in process or "pkcs11" in process] == []  # type: ignore[union-attr]
+
+
+def packet(tag: int, body: bytes) -> bytes:
+    """Return an OpenPGP packet (RFC 9580, 4.2)."""
+    return bytes((0xC0 | tag, 255)) + len(body).to_bytes(4, "big") + body
+
+
+def squeezed(pieces: Iterable[bytes]) -> bytes:
+    """Return a packet of compressed data."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packet(8, b"\x01" + b"".join(map(deflate.compress, pieces)) + deflate.flush())
+
+
+def message(content: bytes, ring: bytes) -> bytes:
+    """Return packets encrypted for the RSA key of a ring, as RFC 9580, 5.1 and 5.13.1 have it."""
+    (public,) = (each for each in PacketPile.from_bytes(ring) if each.tag == Tag.PublicKey)
+    body = public.body or b""
+    n, rest = number(body[6:])
+    e, _ = number(rest)
+    session = os.urandom(32)
+    given = bytes((9,)) + session + (sum(session) % 65536).to_bytes(2, "big")
+    wrapped = rsa.RSAPublicNumbers(e, n).public_key().encrypt(given, padding.PKCS1v15())
+    mpi = int.from_bytes(wrapped, "big").bit_length().to_bytes(2, "big") + wrapped.lstrip(b"\0")
+    start = os.urandom(16)
+    inside = start + start[-2:] + content + b"\xd3\x14"
+    inside += hashlib.sha1(inside).digest()
+    cipher = Cipher(algorithms.AES(session), CFB(bytes(16))).encryptor()
+    ident = bytes.fromhex(str(public.key_id))
+    return packet(1, b"\x03" + ident + b"\x01" + mpi) + packet(18, b"\x01" + cipher.update(inside))
+
+
+def number(data: bytes) -> tuple[int, bytes]:
+    size = (int.from_bytes(data[:2], "big") + 7) // 8
+    return int.from_bytes(data[2 : 2 + size], "big"), data[2 + size :]
+
+
+def test_an_openpgp_message_that_unfolds(keeper: Keeper) -> None:
+    """A few hundred bytes that hold a gibibyte cost neither the decryptor's memory nor anybody's time."""
+    home = {**os.environ, "GNUPGHOME": str(keeper.directory / "gnupg")}
+    (keeper.directory / "gnupg").mkdir(mode=0o700)
+
+    def gpg(*words: str) -> bytes:
+        command = ["gpg", "--batch", "-q", "--pinentry-mode", "loopback", "--passphrase", "", *words]
+        return subprocess.run(command, check=True, capture_output=True, timeout=60, env=home).stdout
+
+    gpg("--quick-gen-key", "node@example.com", "rsa2048", "encrypt", "never")
+    (keeper.keys / "ring.gpg").write_bytes(gpg("--export-secret-keys"))
+    public = gpg("--export")
+    subprocess.run(["gpgconf", "--kill", "all"], env=home, check=True, timeout=10)
+    keeper.start()
+
+    def layer(content: bytes) -> keys_pb2.Layer:
+        blob = options.encode(message(content, public))
+        return encrypted({options.WRAPPED + "pgp": blob, options.PUBLIC: options.to_annotation(bytes(32))}, b"cipher")
+
+    private = Private(bytes(32), bytes(16), "").to_json()
+    gibibyte = itertools.chain([b"\xcb\xff\x40\0\0\x06b\0\0\0\0\0"], itertools.repeat(bytes(1 << 20), 1024))
+    bomb = squeezed([squeezed([squeezed(gibibyte)])])
+    assert len(bomb) < 1000
+    # What is wrapped like this, and small, opens: it is the size that is refused.
+    honest = packet(11, b"b\0" + bytes(4) + private)
+    assert keeper.check(layer(squeezed([squeezed([honest])])))[0].scheme == "pgp"
+    began = time.monotonic()
+    with pytest.raises(FailedPrecondition, match=r"OpenPGP message whose reading ended|not wrapped for this key"):
+        keeper.check(layer(bomb))
+
+    assert time.monotonic() - began < 20
+    assert keeper.process is not None
+    peak = next(line for line in Path(f"/proc/{keeper.process.pid}/status").read_text().splitlines() if "VmHWM" in line)
+    assert int(peak.split()[1]) < 200_000

@@ -4,10 +4,6 @@ import ctypes
 import os
 import resource
 
-from prometheus_client import Gauge
-
-LOCKED = Gauge("bulkhead_decryptor_memory_locked", "1 if the decryptor's memory is kept out of swap.")
-
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 
@@ -34,7 +30,6 @@ def lock_memory() -> str:
     With a limit in place nothing is locked: under MCL_FUTURE the next thread's stack would exceed it, and its
     creation fail.
     """
-    LOCKED.set(0)
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if hard == resource.RLIM_INFINITY and soft != hard:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
@@ -45,5 +40,4 @@ def lock_memory() -> str:
         check(_libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT), "mlockall")
     except OSError as error:
         return f"{error.strerror}; memory is not locked and may be swapped"
-    LOCKED.set(1)
     return ""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
+from prometheus_client import Gauge
 
 from bulkhead import log, metrics, paths, rpc
 from bulkhead.config.model import Config
@@ -25,11 +26,15 @@ from decryptor.watch import Watch
 
 logger = logging.getLogger("decryptor")
 
+LOCKED = Gauge("bulkhead_decryptor_memory_locked", "1 if the decryptor's memory is kept out of swap.")
+
 
 def start(loaded: Config, option: str | None, helper: Helper) -> tuple[grpc.Server, Sessions]:
     """Read the keys and serve; `option` is the key directory of the command line, if any."""
     log.setup("decryptor", loaded.debug.level, loaded.debug.format)
-    if trouble := hardening.lock_memory():
+    trouble = hardening.lock_memory()
+    LOCKED.set(0 if trouble else 1)
+    if trouble:
         logger.warning("%s", trouble)
     # Before the filter, which does not let this process ask.
     if not landlock.available():

@@ -71,6 +71,12 @@ class Tools:
 
         return provider.wrap(self._provider(name), parameter, payload, self._needed(), deadline)
 
+    def message(self, secret: Any, blob: bytes, deadline: Deadline) -> bytes | None:
+        """Have an OpenPGP key tried on a copy."""
+        from decryptor.schemes import pgp
+
+        return pgp.unwrap(secret, blob, self._needed(), deadline)
+
     def token(self, key: Any, blob: bytes, deadline: Deadline) -> bytes | None:
         """Have a token unwrap a copy."""
         from decryptor.schemes import pkcs11

@@ -146,7 +146,7 @@ class Unwrapper:
     def _pgp(self, blob: bytes) -> Iterator[_Try]:
         for ring in self._rings:
             for entry in ring.usable(PGP):
-                yield entry, lambda entry=entry: entry.key.other.open(blob)  # type: ignore[misc]
+                yield entry, lambda entry=entry: self._tools.message(entry.key.other, blob, self._deadline)  # type: ignore[misc]
 
     def _pkcs11(self, blob: bytes) -> Iterator[_Try]:
         for ring in self._rings:

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pysequoia
@@ -16,7 +17,8 @@ from jwcrypto import jwk
 from jwcrypto.jwe import JWE
 
 from bulkhead.errors import InvalidArgument
-from decryptor.schemes import der, jwe, pgp, pkcs7
+from decryptor.deadline import Deadline
+from decryptor.schemes import der, jwe, pgp, pgp_module, pkcs7
 
 PAYLOAD = b'{"symkey":"' + b"A" * 170 + b'"}'
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -210,13 +212,26 @@ def test_der_lengths(size: int) -> None:
     assert (len(element.content), rest) == (size, b"rest")
 
 
+class Here:
+    """A helper that does in this process what the program that reads OpenPGP messages does in its own."""
+
+    def run(self, args: Sequence[str], *, input: bytes, timeout: float, env: Mapping[str, str] | None = None) -> bytes:
+        assert args[-1] == "decryptor.schemes.pgp_module"
+        return json.dumps({"data": pgp_module.opened(json.loads(input))}).encode()
+
+
+def opened(secret: pgp.Secret, message: bytes) -> bytes | None:
+    helper: Any = Here()
+    return pgp.unwrap(secret, message, helper, Deadline(60, "a test"))
+
+
 def test_pgp_both_ways(pgp_key: pysequoia.Tsk) -> None:
     """A message for a key of a ring opens with its secret, found by mail address, user id or fingerprint."""
     ring = bytes(pgp_key.extract_certificate())
     (secret,) = pgp.secrets(bytes(pgp_key), None)
     fingerprint = pgp_key.extract_certificate().fingerprint
     for name in ("node@example.com", "Node <node@example.com>", fingerprint, ""):
-        assert secret.open(pgp.wrap(PAYLOAD, [(ring, name)])) == PAYLOAD
+        assert opened(secret, pgp.wrap(PAYLOAD, [(ring, name)])) == PAYLOAD
 
 
 def test_pgp_names_who_is_missing(pgp_key: pysequoia.Tsk) -> None:
@@ -228,12 +243,20 @@ def test_pgp_names_who_is_missing(pgp_key: pysequoia.Tsk) -> None:
         pgp.wrap(PAYLOAD, [(b"hello", "")])
 
 
+def test_pgp_payloads_are_small(pgp_key: pysequoia.Tsk) -> None:
+    """A payload larger than any private options is none."""
+    ring = bytes(pgp_key.extract_certificate())
+    (secret,) = pgp.secrets(bytes(pgp_key), None)
+
+    assert opened(secret, pgp.wrap(bytes(65537), [(ring, "")])) is None
+
+
 def test_pgp_for_another_key(pgp_key: pysequoia.Tsk) -> None:
     """A message for another key stays closed."""
     other = bytes(pysequoia.Tsk.generate(user_id="b").extract_certificate())
     (secret,) = pgp.secrets(bytes(pgp_key), None)
 
-    assert secret.open(pgp.wrap(PAYLOAD, [(other, "")])) is None
+    assert opened(secret, pgp.wrap(PAYLOAD, [(other, "")])) is None
 
 
 @SLOW
@@ -244,7 +267,7 @@ def test_a_changed_message_does_no_harm(pgp_key: pysequoia.Tsk, data: st.DataObj
     message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
     (secret,) = pgp.secrets(bytes(pgp_key), None)
 
-    assert secret.open(bytes(message[: data.draw(st.integers(1, len(message)))])) in (None, PAYLOAD)
+    assert opened(secret, bytes(message[: data.draw(st.integers(1, len(message)))])) in (None, PAYLOAD)
 
 
 @SLOW
@@ -253,7 +276,7 @@ def test_any_bytes_are_no_message(pgp_key: pysequoia.Tsk, blob: bytes) -> None:
     """Arbitrary bytes are neither a ring nor a message."""
     (secret,) = pgp.secrets(bytes(pgp_key), None)
 
-    assert secret.open(blob) is None
+    assert opened(secret, blob) is None
     assert all(each.error for each in pgp.secrets(blob, b"secret"))
 
 

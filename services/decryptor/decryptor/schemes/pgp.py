@@ -1,17 +1,23 @@
 """OpenPGP (RFC 9580) through Sequoia: messages whose payload is the private options, keys out of secret rings.
 
-What Sequoia says of an error carries a backtrace and may carry input, so its texts stay here.
+What Sequoia says of an error carries a backtrace and may carry input, so its texts stay here. Messages come from images
+and are read in a process of their own (pgp_module.py), which is given the key they are tried with.
 """
 
-import threading
+import base64
+import json
+import sys
 from dataclasses import dataclass, field
 
 import pysequoia
 from pysequoia.packet import PacketPile, Tag
 
-from bulkhead.errors import InvalidArgument
+from bulkhead.errors import BulkheadError, FailedPrecondition, InvalidArgument
 from decryptor import costs
 from decryptor.complaints import NEEDS_PASSWORD, WRONG_PASSWORD
+from decryptor.deadline import Deadline
+from decryptor.helper import Helper
+from decryptor.options import encode
 
 #: Keys looked at in one ring.
 KEYS_LIMIT = 64
@@ -22,21 +28,12 @@ _STARTS, _SECRETS = (Tag.SecretKey, Tag.PublicKey), (Tag.SecretKey, Tag.SecretSu
 
 @dataclass(frozen=True)
 class Secret:
-    """One OpenPGP key of a ring, opened for decryption, or why it could not be."""
+    """One OpenPGP key of a ring that can decrypt, and the password that opens it, or why it cannot."""
 
     fingerprint: str = ""
     error: str = ""
-    decryptor: "pysequoia.PyDecryptor | None" = field(default=None, repr=False, compare=False)
-    #: A decryptor of the library serves one thread at a time.
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-
-    def open(self, message: bytes) -> bytes | None:
-        """Return the payload of a message for this key, else None."""
-        with self.lock:
-            try:
-                return pysequoia.decrypt(message, decryptor=self.decryptor).bytes or None
-            except _ERRORS:
-                return None
+    key: bytes = field(default=b"", repr=False, compare=False)
+    password: bytes | None = field(default=None, repr=False, compare=False)
 
 
 def secrets(ring: bytes, password: bytes | None) -> list[Secret]:
@@ -61,7 +58,8 @@ def _secret(packets: "list[pysequoia.packet.Packet]", password: bytes | None) ->
     except _ERRORS:
         return Secret(error="an OpenPGP secret key that cannot be parsed")
     try:
-        return Secret(fingerprint, decryptor=key.decryptor())
+        key.decryptor()
+        return Secret(fingerprint, key=bytes(key))
     except _ERRORS as error:
         if str(error).startswith("No suitable decryption subkey"):
             return Secret(fingerprint, "an OpenPGP key without a part for decryption")
@@ -69,11 +67,38 @@ def _secret(packets: "list[pysequoia.packet.Packet]", password: bytes | None) ->
         return Secret(fingerprint, NEEDS_PASSWORD)
     try:
         costs.check_openpgp(packet.body or b"" for packet in packets if packet.tag in _SECRETS)
-        return Secret(fingerprint, decryptor=key.decryptor(password.decode()))
+        key.decryptor(password.decode())
+        return Secret(fingerprint, key=bytes(key), password=password)
     except costs.TooCostly as error:
         return Secret(fingerprint, str(error))
     except _ERRORS:
         return Secret(fingerprint, WRONG_PASSWORD)
+
+
+def unwrap(secret: Secret, message: bytes, helper: Helper, deadline: Deadline) -> bytes | None:
+    """Return the payload of a message for this key, else None; BulkheadError if it takes more time or memory than any.
+
+    The process may not outlive the deadline; it is nobody's answer that is waited for.
+    """
+    order = {
+        "key": encode(secret.key),
+        "password": None if secret.password is None else encode(secret.password),
+        "message": encode(message),
+    }
+    program = [sys.executable, "-I", "-m", "decryptor.schemes.pgp_module"]
+    try:
+        answer = json.loads(helper.run(program, input=json.dumps(order).encode(), timeout=deadline.for_answer))
+        data = answer["data"]
+        return None if data is None else base64.b64decode(data)
+    except FailedPrecondition:
+        # What it wrote when it ended is a backtrace.
+        raise FailedPrecondition(
+            "an OpenPGP message whose reading ended its process: out of memory, or worse"
+        ) from None
+    except BulkheadError as error:
+        raise type(error)(f"an OpenPGP message: {error}") from error
+    except (ValueError, LookupError, TypeError):
+        raise FailedPrecondition("the process that reads OpenPGP messages answered something else") from None
 
 
 def wrap(payload: bytes, recipients: list[tuple[bytes, str]]) -> bytes:

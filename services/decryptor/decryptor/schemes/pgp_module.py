@@ -1,0 +1,53 @@
+"""`python -m decryptor.schemes.pgp_module`: one OpenPGP message, one key, and the end.
+
+A message out of an image may hold compressed data within compressed data: some hundred bytes become any number of
+gigabytes, and the library that reads them gives neither a bound nor the interpreter's lock. So it is read in a process
+that has its memory, its time and its system calls counted.
+
+The order comes as JSON on standard input, `{"key": base64, "password": base64 or null, "message": base64}`; the answer
+goes as JSON to standard output, `{"data": base64}`, or `{"data": null}` if the message is not for this key.
+"""
+
+import base64
+import json
+import resource
+import sys
+from typing import Any
+
+import pysequoia
+
+from decryptor import confinement, hardening
+from decryptor.options import encode
+
+#: Bytes of address space; the library holds back 25 MiB until it has seen the end of a message.
+_MEMORY = 512 << 20
+#: Bytes of private options.
+_PAYLOAD_LIMIT = 64 * 1024
+
+
+def main() -> int:
+    """Carry out the order."""
+    order = json.load(sys.stdin)
+    hardening.close_to_others()
+    hardening.lock_memory()
+    # Neither of these stops the work: the decryptor has said at its start what this kernel cannot do.
+    confinement.install()
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    json.dump({"data": opened(order)}, sys.stdout)
+    return 0
+
+
+def opened(order: dict[str, Any]) -> str | None:
+    """Return the payload of the order's message in base64; None if it is not for the key, or too large to be one."""
+    try:
+        key = pysequoia.Tsk.from_bytes(base64.b64decode(order["key"]))
+        password = order["password"]
+        opener = key.decryptor() if password is None else key.decryptor(base64.b64decode(password).decode())
+        data = pysequoia.decrypt(base64.b64decode(order["message"]), decryptor=opener).bytes
+    except BaseException:  # a panic of the library is no Exception, and what it says may quote its input
+        return None
+    return encode(data) if data and len(data) <= _PAYLOAD_LIMIT else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
