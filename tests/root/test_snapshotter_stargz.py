@@ -28,7 +28,7 @@ from support import stargz
 from support.cutting_proxy import Cuts, cutting_proxy
 from support.images import Image, Layer, Pusher, busybox_layer
 from support.pods import Pods
-from support.stack import Stack
+from support.stack import BIN, Stack
 from support.stargz import Stargz
 
 pytestmark = pytest.mark.root
@@ -343,6 +343,29 @@ def test_an_image_of_the_node_is_unpacked_for_a_handler(stack: Stack, registry: 
     for handler in ("lazy-crun", "runc"):
         code, output = run(stack, image, handler, "echo ran", tmp_path / handler)
         assert (code, "ran" in output) == (0, True)
+
+
+def test_by_hand(stack: Stack, lazy: tuple[str, list[str]], tmp_path: Path) -> None:
+    """A pull by hand for a handler is as lazy as the kubelet's; for an export what it left is fetched."""
+    image, blobs = lazy
+
+    def images_command(*arguments: str) -> int:
+        verb, *rest = arguments
+        command = [str(BIN / "bulkhead"), "images", verb, "--config", str(stack.config), *rest]
+        return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode
+
+    assert images_command("pull", "--runtime-handler", "lazy-runc", image) == 0
+    assert present(stack, image, "lazy-runc")
+    assert not any(blob(stack, each).exists() for each in blobs)
+    assert images_command("export", str(tmp_path / "lazy.tar"), image) == 6
+    assert images_command("pull", "--no-unpack", image) == 0
+    assert images_command("export", str(tmp_path / "lazy.tar"), image) == 0
+    assert images_command("rm", image) == 0
+
+    assert images_command("import", "--runtime-handler", "plain-runc", str(tmp_path / "lazy.tar")) == 0
+    code, output = run(stack, image, "plain-runc", "cat /data/small", tmp_path)
+    assert (code, "little" in output) == (0, True)
+    remove(stack, image)
 
 
 def test_a_dead_snapshotter(
