@@ -1,33 +1,24 @@
 """One host, as one pull or push talks to it: authorisation, redirects, connections."""
 
 import logging
-import socket
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
-import httpcore
 import httpx
 
 from bulkhead.errors import FailedPrecondition
 from image_svc.patience import Patience
 from image_svc.registry import scopes
+from image_svc.registry.connections import READ_TIMEOUT, Connections
 from image_svc.registry.credentials import Account
 from image_svc.registry.failures import HostFailure, from_response, from_transport, is_no_tls, is_tls
-from image_svc.registry.hosts import Host, is_loopback
-from image_svc.registry.tls import context, unused
+from image_svc.registry.hosts import Host
 from image_svc.registry.tokens import Authorizer
 
 logger = logging.getLogger(__name__)
 
-#: What httpcore reads at once, 64 KiB by itself: a blob of a fast registry costs a quarter of the steps.
-httpcore.HTTP11Connection.READ_NUM_BYTES = 256 * 1024
-#: Seconds without a byte after which a connection counts as dead.
-READ_TIMEOUT = 30.0
 REDIRECTS = 10
 #: Requests until a registry has said no often enough to the same credentials.
 ATTEMPTS = 3
@@ -82,11 +73,7 @@ class Endpoint:
         self._scheme = host.scheme
         scope = scopes.repository(repository, *actions)
         self.authorizer = Authorizer(lambda: self.origin, scope, account, self._send_whole)
-        self._timeout = httpx.Timeout(read_timeout, connect=host.dial_timeout, pool=None)
-        self._lock = threading.Lock()
-        #: By whether they are for other hosts than ours, and scheme.
-        self._clients: dict[tuple[bool, str], httpx.Client] = {}
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._connections = Connections(host, read_timeout)
 
     @property
     def origin(self) -> str:
@@ -95,10 +82,7 @@ class Endpoint:
 
     def close(self) -> None:
         """Close every connection; a request after that opens new ones."""
-        with self._lock:
-            clients, self._clients = self._clients, {}
-        for client in clients.values():
-            client.close()
+        self._connections.close()
 
     def request(
         self, method: str, path: str, what: str, patience: Patience, headers: Mapping[str, str] | None = None
@@ -115,7 +99,7 @@ class Endpoint:
         """
         response: httpx.Response | None = None
         try:
-            with patience.bounded(self._hang_up):
+            with patience.bounded(self._connections.hang_up):
                 response = self._authorized(call, what)
             if response.status_code >= 400:
                 self._read_small(response)
@@ -198,15 +182,9 @@ class Endpoint:
 
     def _send(self, request: httpx.Request) -> httpx.Response:
         seen: set[str] = set()
-
-        def trace(event: str, info: dict[str, Any]) -> None:
-            seen.add(event)
-            self._trace(event, info)
-
         request.headers.setdefault("host", request.url.netloc.decode("ascii"))
-        request.extensions = {**request.extensions, "timeout": self._timeout.as_dict(), "trace": trace}
         try:
-            return self._http(request.url).send(request, stream=True)
+            return self._connections.send(request, seen.add)
         except httpx.TransportError as error:
             hung = isinstance(error, httpx.ConnectTimeout) and "connection.start_tls.started" in seen
             ours = request.url.scheme == "https" and request.url.netloc.decode("ascii") == self.host.host
@@ -219,9 +197,8 @@ class Endpoint:
             request.url.copy_with(scheme="http"),
             headers=request.headers,
             stream=request.stream,
-            extensions=request.extensions,
         )
-        return self._http(plain.url).send(plain, stream=True)
+        return self._connections.send(plain)
 
     def _has_no_tls(self, error: Exception) -> bool:
         """Whether a failed connection shows that only http can work (containerd, HTTPFallback).
@@ -259,41 +236,6 @@ class Endpoint:
                     break
         response._content = bytes(data)  # httpx offers no bounded read
         response.close()
-
-    def _http(self, url: httpx.URL) -> httpx.Client:
-        # What a registry on this machine may do without, others that it sends us to may not.
-        elsewhere = is_loopback(self.host.host) and not is_loopback(url.netloc.decode("ascii"))
-        key = (elsewhere, url.scheme)
-        with self._lock:
-            if key not in self._clients:
-                tls = replace(self.host.tls, skip_verify=False) if elsewhere else self.host.tls
-                by_proxy = elsewhere or not is_loopback(self.host.host)  # which may speak TLS itself
-                self._clients[key] = httpx.Client(
-                    verify=context(replace(self.host, tls=tls)) if by_proxy or url.scheme == "https" else unused(),
-                    timeout=self._timeout,
-                    trust_env=by_proxy,
-                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
-                    follow_redirects=False,
-                )
-            return self._clients[key]
-
-    def _trace(self, event: str, info: dict[str, Any]) -> None:
-        """Note the sockets as httpcore opens them (its "trace" extension), so that a thread at one can be woken."""
-        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            self._sockets.add(info["return_value"].get_extra_info("socket"))
-
-    def _hang_up(self) -> None:
-        for sock in list(self._sockets):
-            shut_down(sock)
-
-
-def shut_down(sock: socket.socket) -> None:
-    """Wake a thread that waits for a socket: closing the descriptor would not."""
-    try:
-        # The plain socket's method, since an SSLSocket's would first take its TLS state away from the reader.
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
-    except OSError:
-        return
 
 
 #: Bytes are wanted as they are stored: a digest covers no transfer encoding of a proxy's choice.

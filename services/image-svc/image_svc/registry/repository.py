@@ -19,7 +19,8 @@ from image_svc.oci import digests, media
 from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
 from image_svc.registry import credentials, hosts
-from image_svc.registry.endpoint import READ_TIMEOUT, Endpoint
+from image_svc.registry.connections import READ_TIMEOUT
+from image_svc.registry.endpoint import Endpoint
 from image_svc.registry.failures import HostFailure
 from image_svc.registry.stream import Rate, body
 

@@ -11,7 +11,7 @@ import httpx
 
 from bulkhead.errors import DataLoss, DeadlineExceeded
 from image_svc.patience import Patience
-from image_svc.registry.endpoint import shut_down
+from image_svc.registry.connections import shut_down
 from image_svc.registry.failures import HostFailure
 
 #: Bytes to wait for, and bytes a second from which on that is done: 50 ms at most, as long as the speed lasts.

@@ -24,7 +24,7 @@ from bulkhead.errors import (
 )
 from image_svc.oci import media
 from image_svc.patience import Patience
-from image_svc.registry.endpoint import READ_TIMEOUT
+from image_svc.registry.connections import READ_TIMEOUT
 from support.fake_registry import FakeRegistry, Handler, Rule
 from support.image_node import Node
 from support.images import Image, Layer, digest

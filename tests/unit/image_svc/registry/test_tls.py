@@ -18,8 +18,7 @@ from bulkhead.config.model import Registry
 from bulkhead.errors import FailedPrecondition, Unavailable
 from image_svc.oci import reference
 from image_svc.patience import Patience
-from image_svc.registry.credentials import Account
-from image_svc.registry.endpoint import Endpoint
+from image_svc.registry.connections import Connections
 from image_svc.registry.hosts import Host, Tls
 from image_svc.registry.repository import Repository, Retry
 from support.fake_registry import FakeRegistry, fake_registry
@@ -193,13 +192,13 @@ def test_wrong_certificate_is_no_reason_for_plain_http(secure: FakeRegistry, tmp
 def test_leniency_ends_at_this_machine() -> None:
     """Another host that a local registry sends us to must show a certificate that passes."""
     host = Host("https", "127.0.0.1:5000", tls=Tls(skip_verify=True))
-    endpoint = Endpoint(host, "127.0.0.1:5000", "app", Account())
+    connections = Connections(host, 1.0)
 
-    own, other = (endpoint._http(httpx.URL(url)) for url in ("https://127.0.0.1:5000/", "https://auth.example/"))
+    own, other = (connections._client(httpx.URL(url)) for url in ("https://127.0.0.1:5000/", "https://auth.example/"))
 
     assert verifies(own) is False
     assert verifies(other) is True
-    endpoint.close()
+    connections.close()
 
 
 def verifies(client: httpx.Client) -> bool:
