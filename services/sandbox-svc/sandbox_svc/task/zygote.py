@@ -57,7 +57,8 @@ class Zygote:
         crun before 1.9 refuses hybrid cgroup hosts, except where the zygote has hidden the v2 tree from itself.
         """
         try:
-            found = self._ask({"probe": {"binary": "crun"}}, "probed")
+            # Started beside us, the zygote may need longer than we do; who gives up would make every pod with runc.
+            found = self._ask({"probe": {"binary": "crun"}}, "probed", RESTART_PATIENCE)
         except BulkheadError as error:
             logger.info("crun is not used: %s", error)
             return ""
