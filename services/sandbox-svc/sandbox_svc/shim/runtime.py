@@ -11,7 +11,7 @@ from functools import partial
 
 from bulkhead.errors import BulkheadError, DeadlineExceeded, NotFound
 from bulkhead.proto.containerd.runc_options_pb2 import Options
-from sandbox_svc.shim import notes, view
+from sandbox_svc.shim import notes, sealed, view
 from sandbox_svc.shim.loop import Future, Loop
 from sandbox_svc.shim.reaper import Exit, Reaper
 
@@ -127,10 +127,11 @@ class Runtime:
             os.killpg(pid, signal.SIGKILL)
 
     def _spawn(self, line: Sequence[str], stdio: tuple[int, int, int]) -> tuple[int, Future[Exit]]:
+        program = sealed.crun.program(self.binary)
         if not self._cured:
-            return self._reaper.spawn(self.binary, line, stdio)
+            return self._reaper.spawn(program, line, stdio)
         with view.without_unified():
-            return self._reaper.spawn(self.binary, line, stdio)
+            return self._reaper.spawn(program, line, stdio)
 
 
 def find_binary(name: str) -> str:

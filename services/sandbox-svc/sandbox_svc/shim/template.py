@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from bulkhead import heap
 from bulkhead.errors import Unavailable
+from sandbox_svc.shim import sealed
 from sandbox_svc.shim.birth import quiet
 from sandbox_svc.shim.diary import Diary
 from sandbox_svc.shim.rehearsal import rehearse
@@ -35,6 +36,7 @@ class Template:
         self._channel.settimeout(LIMIT)
         # Rehearsed before this fork, not after: zygote and template share what it has written, 6 MB less in all.
         rehearse()
+        sealed.prepare()
         heap.settle()
         if os.fork() == 0:
             self._channel.close()
@@ -66,7 +68,7 @@ def _serve(channel: socket.socket, level: str) -> NoReturn:
         diary.take_logs(level)
         os.setsid()
         shim = Shim()
-        quiet((channel.fileno(), *shim.descriptors))
+        quiet(fd for fd in (channel.fileno(), sealed.crun.fd, *shim.descriptors) if fd >= 0)
         heap.settle()
         _fork_for_ever(channel, shim, diary)
         status = 0
