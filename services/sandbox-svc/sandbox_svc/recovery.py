@@ -109,7 +109,7 @@ def settle(node: Node, pod: Pod) -> None:
     """Bring one pod's records in line with its shim, or with the lack of one; try again later if that fails."""
     with pod.condition:
         pod.settling_due, pod.settling_began = None, time.monotonic()
-    with pod.operation:
+    with pod.operation, pod.retirement:
         if pod.record.phase is not Phase.PRESENT:
             return  # its creation or removal, which has the shim's end before it, knows what to do
         try:

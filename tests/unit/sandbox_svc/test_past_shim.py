@@ -13,9 +13,9 @@ from bulkhead.errors import DeadlineExceeded, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import past_shim, process
 from sandbox_svc.ledger import Ledger
-from sandbox_svc.rpc import stop_container, stop_pod_sandbox
+from sandbox_svc.rpc import remove_pod_sandbox, stop_container, stop_pod_sandbox
 from sandbox_svc.store.database import Entry
-from sandbox_svc.store.records import Exit, Process
+from sandbox_svc.store.records import Exit, Phase, Process
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +101,26 @@ def test_a_silent_shim_is_asked_about_one_task_only(world: Any) -> None:
     assert done == [("c", "task"), ("p", "shim"), ("c", "task"), ("p", "task")]
     assert world.pod.link is None
     assert world.node.database.owners() == set()
+
+
+def test_a_removal_does_not_wait_for_the_shims_end(world: Any) -> None:
+    """The shim leaves behind the answer to StopPodSandbox; what is taken back of the pod then waits for that."""
+    node, ended = world.node, Exit(137, 1)
+    node.pod_names = node.container_names = SimpleNamespace(free=lambda name: None)
+    node.collector = SimpleNamespace(forget=lambda ident: None)
+    world.container.finished(ended)
+    world.pod.finished(ended)
+    request: Any = cri.RemovePodSandboxRequest(pod_sandbox_id=world.pod.id)
+    with ThreadPoolExecutor(1) as pool:
+        with world.pod.retirement:
+            pool.submit(remove_pod_sandbox.remove_pod_sandbox, node, request, None).result(5)  # type: ignore[arg-type]
+            assert world.pod.record.phase is Phase.REMOVING
+            time.sleep(0.05)
+            assert world.pod in node.model.everything()
+        deadline = time.monotonic() + 5
+        while world.pod in node.model.everything() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert world.pod not in node.model.everything()
 
 
 def test_stopping_waits_for_a_start_on_its_way(world: Any) -> None:

@@ -39,7 +39,7 @@ def remove_pod_sandbox(
 
 def clean_up(node: Node, pod: Pod) -> None:
     """Undo all that was made for a pod and its containers, and forget them; what fails is left over."""
-    with pod.operation:
+    with pod.operation, pod.retirement:
         for container in node.model.containers_of(pod):
             remove_container.clean_up(node, container)
         node.ledger.undo(pod.id)

@@ -97,7 +97,7 @@ def retire_shim(node: Node, pod: Pod) -> None:
 
     One that does not answer is asked about one task, not about all, and ended by force; then they go without it.
     """
-    with pod.operation:
+    with pod.retirement:
         if pod.record.ready:
             return
         members = [*(container.id for container in node.model.containers_of(pod)), pod.id]

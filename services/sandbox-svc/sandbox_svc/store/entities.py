@@ -105,6 +105,9 @@ class Pod(Entity[SandboxRecord]):
         super().__init__(record, database)
         self.link: Link | None = None
         self.containers: dict[str, Container] = {}
+        #: Held while the shim of a stopped pod is ended, behind the answer, so that a removal need not wait for that.
+        #: Taken after `operation` where both are.
+        self.retirement = threading.RLock()
         #: Set by StopPodSandbox: from then on nothing new begins in the pod.
         self.stopping = False
         #: Set once a recovered pod has been compared with the kernel; always set for a pod of this process's making.
