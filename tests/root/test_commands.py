@@ -24,6 +24,15 @@ def test_a_program_that_takes_no_input_is_killed_on_time() -> None:
         command.run(["/bin/sleep", "5"], timeout=0.2, input=b"x" * (1 << 20))
 
 
+def test_the_end_counts_and_not_that_of_the_output() -> None:
+    """A program that closes its outputs first is waited for, until its deadline at most."""
+    assert command.run(["/bin/sh", "-c", "exec >&- 2>&-; sleep 0.2; exit 4"], timeout=9).returncode == 4
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        command.run(["/bin/sh", "-c", "exec >&- 2>&-; exec sleep 5"], timeout=0.3)
+    assert time.monotonic() - began < 3
+
+
 def test_output_has_a_bound() -> None:
     """A program that writes without end is killed when it has written what it may; one at the bound is not."""
     began = time.monotonic()
