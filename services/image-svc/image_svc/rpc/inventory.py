@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -143,10 +144,10 @@ class Inventory:
             made.pinned = entry.image.pinned
             made.size = entry.image.size
             made.encrypted = bool(entry.image.encrypted)
-        try:
+        with suppress(BulkheadError):
             self._describe(made, entry)
-        except BulkheadError:
-            return made
+        for name in entry.names if entry.image is not None else ():
+            self._describe_other(made, entry, name)
         return made
 
     def _describe(self, made: images_pb2.ImageSummary, entry: Entry) -> None:
@@ -154,10 +155,7 @@ class Inventory:
         variant = self.variant(entry, tree)
         made.encrypted = made.encrypted or is_encrypted(variant)
         made.size = made.size or sum(blob.size for blob in variant.blobs)
-        here = self._complete_platforms(entry, tree)
-        if entry.image is not None and variant not in here:
-            here.append(variant)  # its layers are unpacked, whatever became of their blobs
-        made.platforms.extend(dict.fromkeys(str(each.platform) for each in here if each.platform))
+        made.platforms.extend(self._platforms(entry, tree, variant))
         if not variant.known:
             return
         config = self._contents.config(variant)
@@ -165,6 +163,22 @@ class Inventory:
         inner = config.get("config")
         labels = inner.get("Labels") if isinstance(inner, dict) else None
         made.labels.update(_texts(labels))
+
+    def _describe_other(self, made: images_pb2.ImageSummary, entry: Entry, name: str) -> None:
+        """Describe what another name of an image offers; one may stand for an index, another for a manifest of it."""
+        assert entry.image is not None
+        other = self._by_name(entry, entry.image, name)
+        if other.target == entry.target or other.target in made.target_platforms:
+            return
+        with suppress(BulkheadError):
+            tree = self.tree(other)
+            made.target_platforms[other.target].names.extend(self._platforms(other, tree, self.variant(other, tree)))
+
+    def _platforms(self, entry: Entry, tree: Tree, variant: Variant) -> Iterable[str]:
+        here = self._complete_platforms(entry, tree)
+        if entry.image is not None and variant not in here:
+            here.append(variant)  # its layers are unpacked, whatever became of their blobs
+        return dict.fromkeys(str(each.platform) for each in here if each.platform)
 
     def _complete_platforms(self, entry: Entry, tree: Tree) -> list[Variant]:
         """Return the images of a target that are here to stay, not what the collector has not come to yet."""

@@ -67,7 +67,9 @@ def as_table(images: Iterable[pb.ImageSummary], *, digests: bool, whole: bool) -
             ident = image.id if whole else text.short(image.id)
             when = text.moment(image.pulled_at) if whole else text.age(image.pulled_at)
             size = str(image.size) if whole else text.size(image.size)
-            rows.append([repository, tag, *digest, ident, when, size, ",".join(image.platforms), state(image)])
+            others = image.target_platforms
+            offered = others[target].names if target in others else image.platforms
+            rows.append([repository, tag, *digest, ident, when, size, ",".join(offered), state(image)])
     return text.table(heads, rows, right=("SIZE",))
 
 

@@ -14,10 +14,11 @@ import pytest
 from bulkhead.cli.__main__ import parser
 from bulkhead.cli.images import exits, layout
 from bulkhead.errors import DataLoss, FailedPrecondition, Unavailable
+from bulkhead.proto import images_pb2 as pb
 from support import archives
 from support.fake_registry import FakeRegistry, Handler
 from support.image_station import Station
-from support.images import Image, Layer, digest
+from support.images import MEDIA, Image, Layer, digest
 
 VERBS = (
     "ls",
@@ -95,6 +96,23 @@ def test_ls(node: Station, here: str) -> None:
     assert node.images("ls", "nothing*", "--quiet").out == ""
     wrong = node.images("ls", "--filter", "x=y")
     assert (wrong.status, wrong.out) == (exits.USAGE, "")
+
+
+def test_ls_of_an_image_that_came_in_two_forms(node: Station, image: Image) -> None:
+    """Each name shows the platforms of what it stands for: an index that is here whole, or one manifest of it."""
+    other = Image([Layer().file("a", "for arm").tar()], architecture="arm64")
+    index = archives.index_of([other, image])
+    described = archives.entry(index, MEDIA["oci"]["index"], **{archives.FULL_NAME: "x.io/multi:1"})
+    blobs = {archives.blob_name(digest(index)): index, **archives.image_blobs(image), **archives.image_blobs(other)}
+    node.send(archives.tar(archives.layout([described], blobs)), pb.ImportOptions(platforms=pb.Platforms(all=True)))
+    for name in ("x.io/a:1", "x.io/z:1"):
+        node.send(archives.tar(archives.oci(image, name)))
+    rows = [line.split() for line in node.images("ls").out.splitlines()[1:]]
+    assert {row[0]: row[-1] for row in rows} == {
+        "x.io/a": "linux/amd64",
+        "x.io/multi": "linux/arm64,linux/amd64",
+        "x.io/z": "linux/amd64",
+    }
 
 
 def test_ls_dangling_and_digests(node: Station, here: str) -> None:
