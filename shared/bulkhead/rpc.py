@@ -19,6 +19,7 @@ import grpc
 from bulkhead import log
 from bulkhead.errors import BulkheadError, DeadlineExceeded, Unavailable, from_code
 from bulkhead.metrics import CALLS
+from bulkhead.pool import CallPool
 from bulkhead.sockets import is_live
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def long_pool() -> futures.ThreadPoolExecutor:
     global _long_pool
     with _pool_lock:
         if _long_pool is None:
-            _long_pool = futures.ThreadPoolExecutor(LONG_THREADS, thread_name_prefix="long")
+            _long_pool = CallPool(LONG_THREADS, "long")
         return _long_pool
 
 
@@ -201,7 +202,7 @@ def server(register: Callable[[grpc.Server], None], path: str, mode: int = 0o600
     """
     refuse_live(path)
     made = grpc.server(
-        futures.ThreadPoolExecutor(SHORT_THREADS, thread_name_prefix="short"),
+        CallPool(SHORT_THREADS, "short"),
         interceptors=[_Interceptor()],
         options=_OPTIONS,
     )

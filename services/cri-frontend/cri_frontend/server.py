@@ -4,7 +4,6 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import grpc
 from bulkhead import metrics, paths, rpc
 from bulkhead.config.model import Config
 from bulkhead.errors import Unavailable
+from bulkhead.pool import CallPool
 from bulkhead.proto.runtime.v1 import api_pb2
 from cri_frontend import proxy, status
 from cri_frontend.backend import Backend
@@ -34,7 +34,7 @@ class Frontend:
         self.sandbox = Backend("sandbox-svc", str(paths.service_socket(config.state, "sandbox-svc")), wait)
         self.images = Backend("image-svc", str(paths.service_socket(config.state, "image-svc")), wait)
         self.watch = status.Watch(self.sandbox, _probes(config))
-        self._pool = futures.ThreadPoolExecutor(proxy.SHORT_THREADS, thread_name_prefix="forward")
+        self._pool = CallPool(proxy.SHORT_THREADS, "forward")
         self.watch.start()
         metrics.serve("cri-frontend", self.watch.readiness, port=config.bulkhead.metrics_ports.get("cri-frontend", -1))
         socket = paths.cri_socket(config.state)
