@@ -56,7 +56,8 @@ class Naming:
             gone = entry.names
         self._parts.store.remove_names(gone)
         self._parts.collector.kick()
-        left = set(gone) != set(entry.names)
+        # What is encrypted, or in another form, has the id of what it was made of, which may be here as well.
+        left = any(each.id == entry.id for each in self._inventory.entries())
         return images_pb2.DeleteResponse(untagged=sorted(gone), deleted=[] if left or not entry.id else [entry.id])
 
     def prune(self, request: images_pb2.PruneRequest) -> images_pb2.PruneResponse:

@@ -172,6 +172,16 @@ def test_names_that_were_asked_for(node: Station, here: str) -> None:
     assert len(names()) == 3
 
 
+def test_an_id_that_two_forms_have(node: Station, here: str, image: Image) -> None:
+    """An image that is here in another form as well is not said to be deleted before both have gone."""
+    other = Image(image.layers, image.config, compression="zstd")
+    options = pb.ImportOptions(no_unpack=True)
+    (kept,) = node.send(archives.tar(archives.oci(other, "x.io/kept:1")), options).images
+    assert kept.id == here
+    assert list(delete(node, "x.io/kept:1").deleted) == []
+    assert list(delete(node, "app:1").deleted) == [here]
+
+
 def test_what_a_name_was_taken_for(node: Station, here: str) -> None:
     """A name that is not here is told in its complete form as well, which says what it was taken for."""
     for asked, told in (("zoo", ": nothing is called docker.io/library/zoo:latest"), ("x.io/a:1", "")):
