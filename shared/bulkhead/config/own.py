@@ -11,6 +11,8 @@ from bulkhead.errors import InvalidArgument
 _DEFAULTS = Bulkhead()
 #: Durations of which 0 means "not at all".
 _MAY_BE_NONE = frozenset({"bulkhead.key_check_cache"})
+#: Bounds that nothing would fit within.
+_ABOVE_NONE = frozenset({"bulkhead.unpack_max_entries", "bulkhead.unpack_max_bytes", "bulkhead.import_max_bytes"})
 
 
 def read_own(table: dict[str, Any], where: Callable[[tuple[str, ...]], str]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -54,6 +56,8 @@ def _scalar(name: str, value: Any, default: Any, where: str) -> Any:
     elif isinstance(default, int):
         good = isinstance(value, int) and not isinstance(value, bool) and value >= -1
         words = "a whole number"
+        if name in _ABOVE_NONE:
+            good, words = good and value > 0, "a whole number above 0"
         if name.startswith("bulkhead.metrics_ports.") and good:
             good, words = value <= 65535, "a port from 0 to 65535, or -1 for none"
     else:

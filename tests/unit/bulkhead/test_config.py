@@ -166,6 +166,7 @@ def test_data_stands_apart_from_containerds(tmp_path: Path) -> None:
         ('[bulkhead]\npull_timeout = "soon"\n', "expected a Go duration"),
         ("[bulkhead]\npull_timeout = 0\n", "expected seconds above 0"),
         ("[bulkhead]\npull_minimum_rate = true\n", "expected a whole number"),
+        ("[bulkhead]\nimport_max_bytes = 0\n", "expected a whole number above 0"),
         ("a = 1\na = 2\n", "not valid TOML"),
         ("imports = 3\n", "expected an array of strings"),
         ('version = 3\n[plugins."io.containerd.cri.v1.runtime".containerd]\ndefault_runtime_name = "kata"\n', "kata"),
