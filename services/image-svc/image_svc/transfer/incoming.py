@@ -16,7 +16,7 @@ from image_svc.transfer.archive import read
 from image_svc.transfer.contents import Contents, Tree, Variant
 from image_svc.transfer.layout import Incoming, Layouts
 from image_svc.transfer.selection import Selection
-from image_svc.transfer.staging import Staging, discard_leftovers
+from image_svc.transfer.staging import Staging, all_or_none, discard_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +64,12 @@ class Importer:
         self._parts = parts
         self._contents = contents
         self._host = host
-        discard_leftovers(parts.content)
+        discard_leftovers(parts.content, parts.store)
 
     def run(self, blocks: Iterable[bytes], options: Options, patience: Patience, watch: Watch) -> list[Taken]:
         """Import every image of an archive; `watch` gets the progress of each that is unpacked.
 
-        Whatever fails before the first image has its name leaves nothing but garbage, which the collector takes; a
-        failure after that takes back the names that this call gave.
+        Whatever fails, or is killed, leaves no name that it gave, and what has none is the collector's.
         """
         parts = self._parts
         with parts.leases.lease() as lease:
@@ -79,13 +78,9 @@ class Importer:
             archive = read(blocks, staging, parts.content, patience, limits.import_max_bytes)
             incoming = Layouts(archive, parts.content, staging, patience).images(options.names, options.base_name)
             plans = [self._plan(each, options) for each in incoming]
-            before = parts.store.targets()
-            try:
+            given = {str(name) for plan in plans for name in _all_names(plan.incoming)} - set(parts.store.targets())
+            with all_or_none(parts.content, parts.store, given):
                 return [self._land(plan, options.snapshotter, patience, watch) for plan in plans]
-            except BaseException:
-                given = {str(name) for plan in plans for name in _all_names(plan.incoming)}
-                parts.store.remove_names(given - set(before))
-                raise
 
     def _plan(self, incoming: Incoming, options: Options) -> _Plan:
         """Choose the platforms of one image; every blob of theirs must be here."""

@@ -1,10 +1,13 @@
 """Files on their way into the content store, of archives or made here: hashed while written, blobs once right."""
 
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bulkhead.errors import BulkheadError, DataLoss, ResourceExhausted
@@ -20,8 +23,9 @@ from image_svc.unpack.protocol import DiskFull
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-#: What the names of files begin with that are still being written, among the partial downloads.
-_PREFIX = "import-"
+#: What the names of files begin with that are still being written, among the partial downloads; and what those end
+#: with that list names.
+_PREFIX, _NAMES = "import-", ".names"
 #: Enough of a blob's beginning to tell how it is compressed.
 HEAD = 8
 
@@ -126,12 +130,39 @@ class Staging:
         return head
 
 
-def discard_leftovers(content: Content) -> None:
-    """Remove the files of imports and the like that a crash cut short; no import may be under way."""
-    for entry in content.partials():
-        if entry.name.startswith(_PREFIX):
-            os.unlink(entry.path)
-            telemetry.REMOVED.labels("partial").inc()
+@contextmanager
+def all_or_none(content: Content, store: Store, names: Collection[str]) -> Iterator[None]:
+    """Take names back unless the block that gives them comes to its end; after a crash the next start does that."""
+    path = content.partial(f"{_PREFIX}{secrets.token_hex(8)}{_NAMES}")
+    try:
+        with path.open("x") as file:
+            json.dump(sorted(names), file)
+            file.flush()
+            os.fsync(file.fileno())
+        fsync_directory(path.parent)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise telemetry.disk_failure("import", error) from error
+    try:
+        yield
+    except BaseException:
+        store.remove_names(names)
+        path.unlink()
+        raise
+    path.unlink()
+    fsync_directory(path.parent)
+
+
+def discard_leftovers(content: Content, store: Store) -> None:
+    """Remove the files of imports and the like that a crash cut short, and names they gave; none may be under way."""
+    for entry in list(content.partials()):
+        if not entry.name.startswith(_PREFIX):
+            continue
+        if entry.name.endswith(_NAMES):
+            with suppress(ValueError):  # it was cut itself, so that no name had been given
+                store.remove_names(json.loads(Path(entry.path).read_bytes()))
+        os.unlink(entry.path)
+        telemetry.REMOVED.labels("partial").inc()
 
 
 def _write_all(fd: int, piece: bytes) -> None:

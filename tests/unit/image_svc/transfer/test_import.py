@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pytest
 import zstandard
 
 from bulkhead.proto import images_pb2 as pb
+from image_svc.transfer.incoming import Importer
 from support import archives
 from support.archives import FULL_NAME, REF_NAME
 from support.image_station import Station, station
@@ -306,6 +308,36 @@ def test_a_crash_in_mid_import(tmp_path: Path) -> None:
         download.write_bytes(b"x")
     with station(tmp_path):
         assert (ingest.exists(), download.exists()) == (False, True)
+
+
+def test_a_crash_between_two_images(tmp_path: Path, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed when the first image of an archive had its names: after the next start it has none, those before stay."""
+    other = Image([Layer().file("c", "other").tar()])
+    entries = [
+        archives.entry(each.manifest(), MEDIA["oci"]["manifest"], **{FULL_NAME: name})
+        for name, each in (("x.io/first:1", image), ("x.io/old:1", image), ("x.io/second:1", other))
+    ]
+    data = archives.tar(archives.layout(entries, {**archives.image_blobs(image), **archives.image_blobs(other)}))
+    real, crashed = Importer._land, tmp_path / "crashed"
+
+    def land(self: Importer, plan: Any, *rest: Any) -> Any:
+        if str(plan.incoming.names[0]) == "x.io/second:1":
+            shutil.copytree(tmp_path / "one", crashed, ignore=lambda *_: ["grpc.sock"])
+        return real(self, plan, *rest)
+
+    monkeypatch.setattr(Importer, "_land", land)
+    (tmp_path / "one").mkdir()
+    with station(tmp_path / "one") as node:
+        node.send(archives.tar(archives.oci(image, "x.io/old:1")))
+        node.send(data)
+        assert {"x.io/first:1", "x.io/second:1"} <= set(node.listed())
+        assert list(node.parts.content.partials()) == []
+        helper = node.unpack
+    with station(tmp_path / "one", helper=helper) as node:
+        assert {"x.io/first:1", "x.io/second:1"} <= set(node.listed())
+    with station(crashed, helper=helper) as node:
+        assert [name for name in node.listed() if "@" not in name] == ["x.io/old:1"]
+        assert list(node.parts.content.partials()) == []
 
 
 @pytest.mark.parametrize("sent", [0, 1, 2])
