@@ -10,7 +10,6 @@ namespace, and to unlink a pin detaches it in every mount namespace that has a c
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import socket
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bulkhead.errors import DeadlineExceeded, FailedPrecondition
-from sandbox_svc import linux
+from sandbox_svc import linux, trees
 
 T = TypeVar("T")
 
@@ -76,15 +75,8 @@ def remove(path: Path) -> None:
 
     The namespace itself ends, with its interfaces, when the last process in it does.
     """
-    with contextlib.suppress(FileNotFoundError):
-        while True:
-            try:
-                linux.umount2(path, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # not a mount point, or no longer one
-                    raise
-                break
-        path.unlink()
+    trees.detach(path)
+    path.unlink(missing_ok=True)
 
 
 def is_namespace(path: Path | str) -> bool:

@@ -104,7 +104,7 @@ class Undoer:
     def mount(self, entry: Entry) -> None:
         """Unmount and remove a mount point."""
         path = Path(entry.data["path"])
-        trees.unmount(path)
+        trees.detach(path)
         if path.is_dir():
             path.rmdir()
 

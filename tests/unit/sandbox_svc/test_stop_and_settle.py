@@ -1,5 +1,6 @@
 """Stopping containers and settling recovered pods, against a shim that records what it is asked."""
 
+import errno
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from bulkhead.config.model import Config
 from bulkhead.errors import Cancelled, FailedPrecondition, Unavailable
 from bulkhead.proto import shim_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import cgroup, recovery, trees, undo
+from sandbox_svc import cgroup, linux, recovery, trees, undo
 from sandbox_svc.background import Background
 from sandbox_svc.cni import AddResult, Attachment
 from sandbox_svc.ledger import Ledger
@@ -224,6 +225,11 @@ def test_only_our_own_directories_are_removed(tmp_path: Path) -> None:
 
 def test_a_mounted_directory_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mount that cannot be got rid of protects what is below it."""
+
+    def mounted(*_: object, **__: object) -> int:
+        raise OSError(errno.EXDEV, "it is a mount point")
+
+    monkeypatch.setattr(linux, "openat2", mounted)
     monkeypatch.setattr(trees, "mounts_below", lambda path: [f"{path}/rootfs"])
     monkeypatch.setattr(trees, "unmount", lambda path: None)
     (tmp_path / "b").mkdir()

@@ -97,10 +97,27 @@ def execute(steps: Sequence[Step], rootfs: str) -> None:
 
 
 def unmount(rootfs: str) -> None:
-    """Detach everything that is mounted at or below rootfs; nothing mounted there is success."""
+    """Detach everything that is mounted at or below rootfs; nothing mounted there is success.
+
+    What is below a mount goes with it, so the list of all mounts, some ten for each of the node's pods, is needed only
+    where rootfs itself is none.
+    """
+    if _detached(rootfs):
+        return
     for target in reversed(_mounted(rootfs)):
         with contextlib.suppress(OSError):
             linux.umount2(target, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+
+
+def _detached(rootfs: str) -> bool:
+    """Detach what is mounted at rootfs, one mount above the other; whether there was any."""
+    found = False
+    while True:
+        try:
+            linux.umount2(rootfs, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+        except OSError:
+            return found
+        found = True
 
 
 def _steps(mount: Mount, target: str) -> list[Step]:
