@@ -1,21 +1,15 @@
 """The real decryptor meets what would take for ever: each ends by a bound of its own, and the rest goes on."""
 
-import hashlib
 import itertools
 import json
 import os
 import socket
 import subprocess
 import time
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.decrepit.ciphers.modes import CFB
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from pysequoia.packet import PacketPile, Tag
 
 from bulkhead.errors import FailedPrecondition
 from bulkhead.proto import keys_pb2
@@ -24,6 +18,7 @@ from decryptor.costs import ROUNDS_LIMIT
 from decryptor.options import Private
 from support.encrypted import tree
 from support.keeper import Keeper, encrypted
+from support.openpgp import message, packet, squeezed
 
 pytestmark = pytest.mark.root
 
@@ -117,40 +112,6 @@ def test_who_never_answers_is_not_waited_for(stuck: Keeper, scheme: str, expecte
     assert 1 <= time.monotonic() - began < 8
     assert expected in str(refused.value)
     assert [process for process in tree(stuck.process.pid).values() if "sleep" in process or "pkcs11" in process] == []  # type: ignore[union-attr]
-
-
-def packet(tag: int, body: bytes) -> bytes:
-    """Return an OpenPGP packet (RFC 9580, 4.2)."""
-    return bytes((0xC0 | tag, 255)) + len(body).to_bytes(4, "big") + body
-
-
-def squeezed(pieces: Iterable[bytes]) -> bytes:
-    """Return a packet of compressed data."""
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return packet(8, b"\x01" + b"".join(map(deflate.compress, pieces)) + deflate.flush())
-
-
-def message(content: bytes, ring: bytes) -> bytes:
-    """Return packets encrypted for the RSA key of a ring, as RFC 9580, 5.1 and 5.13.1 have it."""
-    (public,) = (each for each in PacketPile.from_bytes(ring) if each.tag == Tag.PublicKey)
-    body = public.body or b""
-    n, rest = number(body[6:])
-    e, _ = number(rest)
-    session = os.urandom(32)
-    given = bytes((9,)) + session + (sum(session) % 65536).to_bytes(2, "big")
-    wrapped = rsa.RSAPublicNumbers(e, n).public_key().encrypt(given, padding.PKCS1v15())
-    mpi = int.from_bytes(wrapped, "big").bit_length().to_bytes(2, "big") + wrapped.lstrip(b"\0")
-    start = os.urandom(16)
-    inside = start + start[-2:] + content + b"\xd3\x14"
-    inside += hashlib.sha1(inside).digest()
-    cipher = Cipher(algorithms.AES(session), CFB(bytes(16))).encryptor()
-    ident = bytes.fromhex(str(public.key_id))
-    return packet(1, b"\x03" + ident + b"\x01" + mpi) + packet(18, b"\x01" + cipher.update(inside))
-
-
-def number(data: bytes) -> tuple[int, bytes]:
-    size = (int.from_bytes(data[:2], "big") + 7) // 8
-    return int.from_bytes(data[2 : 2 + size], "big"), data[2 + size :]
 
 
 def test_an_openpgp_message_that_unfolds(keeper: Keeper) -> None:

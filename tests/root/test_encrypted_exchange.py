@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,16 +11,13 @@ import pytest
 import zstandard
 
 from conformance.build import build
-from support import images
 from support.containerd import Containerd
-from support.encrypted import Hand, make_keys, run
-from support.images import Image, Layer, Pusher
+from support.encrypted import Hand, box, make_keys, manifest, run, skopeo
 from support.stack import Stack
+from support.token import PIN, Token
 
 pytestmark = pytest.mark.root
 
-MODULE = Path("/usr/lib/softhsm/libsofthsm2.so")
-PIN = "4711"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _DECODER = """[stream_processors."io.containerd.ocicrypt.decoder.v1.tar.gzip"]
 accepts = ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"]
@@ -30,33 +26,6 @@ path = "ctd-decoder"
 args = ["--decryption-keys-path", "{keys}"]
 env = ["OCICRYPT_CONFIG={token}/ocicrypt.conf", "OCICRYPT_OAEP_HASHALG=sha1"]
 """
-
-
-class Token:
-    """A SoftHSM token with one RSA key, which the decryptor's user may use."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        (place / "tokens").mkdir()
-        conf = place / "softhsm2.conf"
-        conf.write_text(f"directories.tokendir = {place}/tokens\nobjectstore.backend = file\n")
-        module = f"{MODULE.parent}/"
-        (place / "ocicrypt.conf").write_text(
-            f"pkcs11:\n  module-directories:\n  - {module}\n  allowed-module-paths:\n  - {module}\n"
-        )
-        run("openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", place / "t.pem")
-        run("openssl", "pkey", "-in", place / "t.pem", "-pubout", "-out", place / "t.pub")
-        tool = ("softhsm2-util", "--module", MODULE)
-        environment = {**os.environ, "SOFTHSM2_CONF": str(conf)}
-        run(*tool, "--init-token", "--free", "--label", "node", "--so-pin", "0000", "--pin", PIN, env=environment)
-        known = ("--token", "node", "--label", "layers", "--id", "A1", "--pin", PIN)
-        run(*tool, "--import", place / "t.pem", *known, env=environment)
-        (place / "t.pem").unlink()
-        (place / "token.yaml").write_text(
-            f"pkcs11:\n  uri: pkcs11:token=node;object=layers?module-name=softhsm2&pin-value={PIN}\n"
-            f"module:\n  env:\n    SOFTHSM2_CONF: {conf}\n"
-        )
-        run("chmod", "-R", "a+rwX", place)
 
 
 @pytest.fixture(scope="module")
@@ -84,33 +53,6 @@ def hand(registry: str, token: Token) -> Iterator[Hand]:
     stack.more = _DECODER.format(keys=stack.directory / "keys", token=token.place)
     with stack:
         yield Hand(stack)
-
-
-def box(registry: str, name: str, compression: str = "gzip", family: str = "oci") -> str:
-    """Push an image of three layers that is no other's, and return its name."""
-    layers = [images.busybox_layer(), Layer().file("one", name).tar(), Layer().file("two", name * 2).tar()]
-    Pusher(registry).image(name, "1", Image(layers, {"Cmd": ["cat", "/one"]}, family, compression))
-    return f"{registry}/{name}:1"
-
-
-def manifest(name: str) -> dict[str, list[dict[str, object]]]:
-    raw: dict[str, list[dict[str, object]]] = json.loads(
-        run("skopeo", "inspect", "--tls-verify=false", "--raw", f"docker://{name}").stdout
-    )
-    return raw
-
-
-def skopeo(source: str, target: str, *more: object) -> None:
-    run(
-        "skopeo",
-        "--insecure-policy",
-        "copy",
-        "--src-tls-verify=false",
-        "--dest-tls-verify=false",
-        *more,
-        source,
-        target,
-    )
 
 
 @pytest.mark.parametrize(("compression", "family"), [("zstd", "oci"), ("gzip", "docker"), ("plain", "oci")])

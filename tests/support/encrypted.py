@@ -24,6 +24,7 @@ from decryptor.deadline import Deadline
 from decryptor.options import Private
 from decryptor.tools import Tools
 from support import images
+from support.images import Image, Layer, Pusher
 from support.stack import BIN, Stack
 
 TIMEOUT = 120
@@ -152,6 +153,36 @@ def push(
     manifest = json.dumps({**body, "layers": [each for _, each in layers]}).encode()
     pusher.manifest(name, "1", manifest, media["manifest"])
     return f"{registry}/{name}:1"
+
+
+def box(registry: str, name: str, compression: str = "gzip", family: str = "oci") -> str:
+    """Push an image of three layers that is no other's, and return its name."""
+    layers = [images.busybox_layer(), Layer().file("one", name).tar(), Layer().file("two", name * 2).tar()]
+    Pusher(registry).image(name, "1", Image(layers, {"Cmd": ["cat", "/one"]}, family, compression))
+    return f"{registry}/{name}:1"
+
+
+def manifest(name: str) -> dict[str, list[dict[str, object]]]:
+    """Return an image's manifest as the registry has it."""
+    raw: dict[str, list[dict[str, object]]] = json.loads(
+        run("skopeo", "inspect", "--tls-verify=false", "--raw", f"docker://{name}").stdout
+    )
+    return raw
+
+
+def skopeo(source: str, target: str, *more: object, **options: Any) -> None:
+    """Copy an image, encrypted or decrypted on the way as the further arguments say."""
+    run(
+        "skopeo",
+        "--insecure-policy",
+        "copy",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+        *more,
+        source,
+        target,
+        **options,
+    )
 
 
 def tree(pid: int) -> dict[int, str]:

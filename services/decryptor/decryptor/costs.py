@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from decryptor.schemes import der
 from decryptor.schemes.der import Element, Malformed
 
-__all__ = ["Malformed", "TooCostly", "check_openpgp", "check_pkcs8", "decoded"]
+__all__ = ["Malformed", "TooCostly", "after_material", "check_openpgp", "check_pkcs8", "decoded"]
 
 #: Rounds of PBKDF2 and of PKCS#12's derivation.
 ROUNDS_LIMIT = 2_000_000
@@ -98,11 +98,7 @@ def _check_memory(what: str, memory: int, work: int) -> None:
 
 def _of_packet(body: bytes) -> int:
     """Return how many bytes are hashed for the password of one packet."""
-    version, at = body[0], 6
-    if version == 6:
-        at += 4 + int.from_bytes(body[6:10], "big")
-    else:
-        at = _after_material(body, at)
+    version, at = body[0], after_material(body)
     usage, at = body[at], at + 1
     if usage not in (_AEAD, _CFB, _CFB_CHECKSUM):
         return 0  # open, or by the oldest way, which hashes the password once
@@ -118,7 +114,11 @@ def _of_packet(body: bytes) -> int:
     return 0
 
 
-def _after_material(body: bytes, at: int) -> int:
+def after_material(body: bytes) -> int:
+    """Return where the protected part of a secret key packet begins; Malformed or IndexError if it is none."""
+    at = 6
+    if body[0] == 6:
+        return at + 4 + int.from_bytes(body[6:10], "big")
     material = _MATERIAL.get(body[5])
     if material is None:
         raise Malformed("an unknown algorithm")

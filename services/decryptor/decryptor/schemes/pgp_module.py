@@ -9,6 +9,7 @@ goes as JSON to standard output, `{"data": base64}`, or `{"data": null}` if the 
 """
 
 import base64
+import contextlib
 import json
 import resource
 import sys
@@ -18,6 +19,7 @@ import pysequoia
 
 from decryptor import confinement, hardening
 from decryptor.options import encode
+from decryptor.schemes import pgp_old
 
 #: Bytes of address space; the library holds back 25 MiB until it has seen the end of a message.
 _MEMORY = 512 << 20
@@ -39,14 +41,20 @@ def main() -> int:
 
 def opened(order: dict[str, Any]) -> str | None:
     """Return the payload of the order's message in base64; None if it is not for the key, or too large to be one."""
-    try:
-        key = pysequoia.Tsk.from_bytes(base64.b64decode(order["key"]))
-        password = order["password"]
-        opener = key.decryptor() if password is None else key.decryptor(base64.b64decode(password).decode())
-        data = pysequoia.decrypt(base64.b64decode(order["message"]), decryptor=opener).bytes
-    except BaseException:  # a panic of the library is no Exception, and what it says may quote its input
-        return None
+    ring, message = base64.b64decode(order["key"]), base64.b64decode(order["message"])
+    password = None if order["password"] is None else base64.b64decode(order["password"])
+    data = None
+    for way in (_sequoia, pgp_old.opened):
+        # A panic of the library is no Exception, and what it says may quote its input.
+        with contextlib.suppress(BaseException):
+            data = data or way(ring, password, message)
     return encode(data) if data and len(data) <= _PAYLOAD_LIMIT else None
+
+
+def _sequoia(ring: bytes, password: bytes | None, message: bytes) -> bytes | None:
+    key = pysequoia.Tsk.from_bytes(ring)
+    opener = key.decryptor() if password is None else key.decryptor(password.decode())
+    return pysequoia.decrypt(message, decryptor=opener).bytes
 
 
 if __name__ == "__main__":
