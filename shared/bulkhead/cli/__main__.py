@@ -28,6 +28,7 @@ def parser(chosen: str = "") -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status, or 1 after one line of what went wrong."""
+    output.complete()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser(given[0] if given else "").parse_args(given)
     try:

@@ -2,9 +2,29 @@
 
 import os
 import select
+import sys
 
 #: As shells show a program that SIGPIPE has ended.
 PIPE = 141
+
+
+def complete() -> None:
+    """Have all three standard streams: what the caller closed would else be the next file or socket that is opened.
+
+    One that stands for closed output refuses to be written to.
+    """
+    for number, name, way, mode in (
+        (0, "stdin", os.O_RDONLY, "r"),
+        (1, "stdout", os.O_RDONLY, "w"),
+        (2, "stderr", os.O_WRONLY, "w"),
+    ):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, way)  # the lowest number that is free: this one
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def reader_gone() -> bool:

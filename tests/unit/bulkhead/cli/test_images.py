@@ -272,6 +272,28 @@ def test_output_that_nobody_takes(node: Station, here: str, verb: tuple[str, ...
         assert left.stderr == f"bulkhead images {verb[0]}: standard output: No space left on device\n".encode()
 
 
+@pytest.mark.parametrize(
+    ("number", "verb", "status", "said"),
+    [
+        (0, ("prune",), exits.USAGE, "no terminal to ask on"),
+        (0, ("import", "-"), exits.DAMAGED, "archive is empty"),
+        (1, ("ls",), exits.FAILED, "standard output: Bad file descriptor"),
+        (1, ("export", "-", "app:1"), exits.CONFLICT, "standard output: Bad file descriptor"),
+        (2, ("ls",), 0, ""),
+        (2, ("rm", "nope"), exits.MISSING, ""),
+    ],
+)
+def test_streams_that_are_closed(
+    node: Station, here: str, number: int, verb: tuple[str, ...], status: int, said: str
+) -> None:
+    """A standard stream that the caller closed is told where it is needed, and nothing else takes its place."""
+    command = [sys.executable, "-m", "bulkhead.cli", "images", verb[0], "--socket", str(node.socket), *verb[1:]]
+    shell = ["sh", "-c", f'exec "$@" {number}{"<" if number == 0 else ">"}&-', "sh", *command]
+    ran = subprocess.run(shell, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=30)
+    assert (ran.returncode, "Traceback" in ran.stderr) == (status, False), ran.stderr
+    assert said in ran.stderr
+
+
 def test_an_export_that_is_told_to_end(node: Station, here: str, tmp_path: Path) -> None:
     """SIGTERM in the middle leaves no part of a file."""
     tar = tmp_path / "out.tar"
