@@ -309,6 +309,8 @@ def test_the_decryptors_units() -> None:
     assert settings["SetCredential"] == ["mounted:none"]
     assert settings["PrivateNetwork"] == ["yes"]
     assert settings["LimitMEMLOCK"] == ["infinity"]
+    # At the start it is said which files stop it.
+    assert listener["ExecStartPre"] == ["-/usr/lib/bulkhead/bin/bulkhead prepare keys"]
     assert listener["ListenStream"] == [f"127.0.0.1:{Config().bulkhead.metrics_ports['decryptor']}"]
 
 
@@ -317,6 +319,8 @@ def test_changed_keys_start_the_decryptor_anew() -> None:
     watched, anew = unit("bulkhead-decryptor-keys.path"), unit("bulkhead-decryptor-keys.service")
 
     assert watched["PathChanged"] == [Config().bulkhead.decryption_keys_path]
+    # What would stop the next decryptor does not end this one.
+    assert anew["ExecStartPre"][-1] == "/usr/lib/bulkhead/bin/bulkhead prepare keys"
     # Not waited for: the path unit looks away while this runs.
     assert anew["ExecStart"] == ["/usr/bin/systemctl --no-block try-restart bulkhead-decryptor.service"]
 
