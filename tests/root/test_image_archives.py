@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from bulkhead import paths, rpc
 from bulkhead.proto import images_pb2 as pb
 from bulkhead.proto.images_pb2_grpc import ManagementStub
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from support import archives
 from support.images import Image, Layer
+from support.pods import Pods
 from support.stack import BIN, Stack
 
 pytestmark = pytest.mark.root
@@ -76,9 +79,9 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
+def node(registry: str) -> Iterator[Node]:
     """Run a stack on a small disk."""
-    stack = Stack("nowhere.invalid", number=78)
+    stack = Stack(registry, number=78)
     place = stack.directory / "root"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK},mode=0711", "bhsmall", str(place)], check=True)
@@ -138,6 +141,32 @@ def test_removal_on_a_disk_without_a_byte(node: Node) -> None:
         finally:
             filler.unlink()
         wait_for(lambda: (node.root / "image-svc" / "images.reserve").stat().st_blocks * 512 >= 1 << 20)
+
+
+def test_pods_on_a_disk_without_a_byte(node: Node, registry: str, tmp_path: Path) -> None:
+    """What runs there can be stopped and removed by the CRI, its image as well; what is new is refused by name."""
+    image, names = f"{registry}/busybox:2", [f"{registry}/pause:1", f"{registry}/busybox:2"]
+    assert node.run("pull", *names).returncode == 0
+    pods = Pods(node.stack.runtime_service(), image, tmp_path)
+    config = pods.config("full")
+    pod = pods.run(config)
+    container = pods.start(pod, config, "main", "sleep 1000")
+    filler = node.root / "filler"
+    fill(filler)
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            pods.run(pods.config("another"))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        runtime, service = node.stack.runtime_service(), node.stack.image_service()
+        runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=1), timeout=30)
+        runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), timeout=30)
+        runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=30)
+        runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod), timeout=30)
+        for name in names:
+            service.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)), timeout=30)
+        assert node.left() == nothing()
+    finally:
+        filler.unlink()
 
 
 def fill(path: Path) -> None:

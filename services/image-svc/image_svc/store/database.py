@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bulkhead.errors import ResourceExhausted
+from bulkhead.reserve import Reserve
 from image_svc.store.containers import ContainerSnapshots
 from image_svc.store.kept import HELD, KeptContent, drop_nameless
 from image_svc.store.model import Layer, NewImage, NewLayer, StoredLayer
 from image_svc.store.proxied import ProxiedLayers
-from image_svc.store.reserve import Reserve
 from image_svc.store.schema import open_database, open_reader
 
 #: Names of snapshots that are reserved at a time, so that not each of them costs a write to disk.

@@ -10,13 +10,15 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from bulkhead.errors import FailedPrecondition
+from bulkhead.errors import FailedPrecondition, ResourceExhausted
+from bulkhead.reserve import Reserve
 from sandbox_svc.store.records import ContainerRecord, SandboxRecord
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Database:
     """Records and ledger; every method is one transaction and may be called from any thread."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._lock = threading.Lock()
         # Records hold containers' environments. SQLite gives its log beside the file the file's own mode, so that must
         # be right before the first write.
@@ -66,6 +69,7 @@ class Database:
                 f"{path} has format {version}, written by a newer release; this one knows {VERSION}"
             )
         self._connection.execute(f"PRAGMA user_version={VERSION}")
+        self._reserve = Reserve(path.with_suffix(".reserve"))
 
     def close(self) -> None:
         """Close the file; later calls raise sqlite3.ProgrammingError."""
@@ -85,20 +89,19 @@ class Database:
     def save(self, record: Record, intents: Iterable[Entry] = ()) -> None:
         """Write a record and, in the same transaction, what is about to be made for it."""
         row = (record.id, json.dumps(record.to_json()), record.config.SerializeToString(deterministic=True))
-        with self._lock, self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
+        made = list(intents)
+        with self._write(makes=bool(made)):
             self._connection.execute(f"INSERT OR REPLACE INTO {_table(record)} VALUES (?, ?, ?)", row)  # noqa: S608 # two constants
-            self._insert(record.id, intents)
+            self._insert(record.id, made)
 
     def intend(self, owner: str, intents: Iterable[Entry]) -> None:
         """Write what is about to be made for an owner."""
-        with self._lock, self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._write(makes=True):
             self._insert(owner, intents)
 
     def forget(self, record: Record) -> None:
         """Delete a record; its ledger entries stay until each is undone."""
-        with self._lock, self._connection:
+        with self._write():
             self._connection.execute(f"DELETE FROM {_table(record)} WHERE id = ?", (record.id,))  # noqa: S608 # two constants
 
     def entries(self, owner: str) -> list[Entry]:
@@ -116,16 +119,35 @@ class Database:
 
     def amend(self, owner: str, kind: str, data: dict[str, Any]) -> None:
         """Replace what is written about an owner's only entry of a kind."""
-        with self._lock, self._connection:
+        with self._write():
             self._connection.execute(
                 "UPDATE ledger SET data = ? WHERE owner = ? AND kind = ?", (json.dumps(data), owner, kind)
             )
 
     def undone(self, entries: Iterable[Entry]) -> None:
         """Delete entries whose things are gone."""
-        with self._lock, self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._write():
             self._connection.executemany("DELETE FROM ledger WHERE seq = ?", [(e.seq,) for e in entries])
+
+    @contextmanager
+    def _write(self, *, makes: bool = False) -> Iterator[None]:
+        """Hold a transaction, committed at the end; ResourceExhausted for a full disk, with nothing changed.
+
+        What is there can be stopped, changed and removed on a disk without any room; `makes` says that more is to come.
+        """
+        with self._lock:
+            if not makes:
+                self._reserve.spend()
+            try:
+                with self._connection:
+                    self._connection.execute("BEGIN IMMEDIATE")
+                    yield
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
+                raise ResourceExhausted(f"{self._path}: {error}") from error
+            if not makes:
+                self._reserve.keep()
 
     def _insert(self, owner: str, intents: Iterable[Entry]) -> None:
         rows = [(owner, e.kind, json.dumps(e.data)) for e in intents]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from image_svc.store.reserve import SIZE, Reserve
+from bulkhead.reserve import SIZE, Reserve
 
 
 def test_it_is_given_up_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

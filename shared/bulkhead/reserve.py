@@ -1,10 +1,10 @@
-"""Room that the store keeps for itself: on a disk without any, forgetting an image takes a few pages of it as well."""
+"""Room that a database keeps for itself: on a disk without any, forgetting something takes a few pages as well."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
-#: Bytes of it. The largest removal there is, an image of 127 layers with a thousand names, takes a fifth.
+#: Bytes of it. The largest removal there is, an image of 127 layers with a thousand names, takes a part of it.
 SIZE = 1 << 20
 #: It is taken back once there is so much room beside it.
 _EASE = 8 * SIZE
