@@ -3,10 +3,13 @@
 A key that some rule names opens layers only for pods that a rule naming it fits. A key that no rule names is for all.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from bulkhead.config.model import KeyRule
 from bulkhead.proto import keys_pb2
+
+_HEX = re.compile(r"[0-9a-f]+").fullmatch
 
 
 class Policy:
@@ -46,5 +49,7 @@ def _labelled(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     return all(name in labels and labels[name] == value for name, value in wanted.items())
 
 
-def _plain(fingerprint: str) -> str:
-    return fingerprint.lower().removeprefix("sha256:").replace(":", "")
+def _plain(name: str) -> str:
+    """Return a key's name as keys have it: digits however they are written; a URI or a provider's name as it is."""
+    digits = "".join(name.lower().removeprefix("sha256:").removeprefix("0x").replace(":", "").split())
+    return digits if _HEX(digits) else name

@@ -19,6 +19,7 @@ from decryptor.files import KeyFile
 from decryptor.keyring import Keyring
 from decryptor.options import Private
 from decryptor.policy import Policy
+from decryptor.schemes.provider import Provider
 from decryptor.service import Keys
 from decryptor.tools import Tools
 from decryptor.unwrap import Refused
@@ -26,6 +27,7 @@ from decryptor.unwrap import Refused
 DIGEST = "sha256:" + "ab" * 32
 ENCRYPTED = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"
 TOOLS = Tools({}, None)
+PRIVATE = Private(b"k" * 32, b"n" * 16, "")
 
 
 class Bench:
@@ -163,6 +165,47 @@ def test_decryption_can_be_switched_off(formats: dict[str, bytes]) -> None:
     bench = Bench(formats, enabled=False)
     with pytest.raises(FailedPrecondition, match="key_model"):
         bench.check(bench.layer())
+
+
+@pytest.mark.parametrize("written", ["AB12CD", "ab:12:CD", "sha256:ab12cd", "0xAB12CD", "AB12 CD"])
+def test_fingerprints_as_programs_write_them(written: str) -> None:
+    """A rule's fingerprint means the same key in OpenSSL's, GnuPG's and our own spelling."""
+    policy = Policy([KeyRule(namespaces=("payments",), keys=(written,))])
+
+    assert policy.withheld(keys_pb2.Use(namespace="web")) == {"ab12cd"}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "named"),
+    [("provider.vault", "provider:vault"), ("pkcs11", "pkcs11:object=node;token=My%20HSM")],
+)
+def test_the_policy_withholds_what_is_no_file_of_a_key(scheme: str, named: str) -> None:
+    """A key provider and a key in a token, named as they are shown, are for the rule's pods alone."""
+    asked: list[str] = []
+
+    class Elsewhere(Tools):
+        def ask(self, name: str, blob: bytes, deadline: Deadline) -> bytes:
+            asked.append(name)
+            return PRIVATE.to_json()
+
+        def token(self, key: Any, blob: bytes, deadline: Deadline) -> bytes | None:
+            asked.append(key.name)
+            return PRIVATE.to_json()
+
+    file = b"pkcs11:\n  uri: pkcs11:token=My%20HSM;object=node?pin-value=1\n"
+    tools = Elsewhere({}, None)
+    tools.providers = {"vault": Provider("vault", ("/p",))}
+    policy = Policy([KeyRule(namespaces=("payments",), keys=(named,))])
+    desk = Desk(lambda: Keyring([KeyFile("token.yaml", file)]), tools=tools, policy=policy)
+    notes = {f"{options.WRAPPED}{scheme}": options.encode(b"blob"), options.PUBLIC: options.to_annotation(bytes(32))}
+    layer = keys_pb2.Layer(digest="sha256:1", media_type="x+encrypted", annotations=notes)
+    with pytest.raises(Refused, match="key policy does not let this pod use it"):
+        desk.check(keys_pb2.Use(namespace="web"), [layer], 5)
+    assert asked == []
+
+    (opened,) = desk.check(keys_pb2.Use(namespace="payments"), [layer], 5)
+    assert opened.fingerprint == named
+    assert len(asked) == 1
 
 
 def test_the_policy_withholds_keys(formats: dict[str, bytes]) -> None:
