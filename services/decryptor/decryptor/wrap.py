@@ -28,8 +28,8 @@ def annotations(
 ) -> dict[str, str]:
     """Return the annotations with the wrapped payload, recipients of one scheme sharing one copy.
 
-    InvalidArgument names the recipient that cannot be one. `tokens` are the key files of tokens that may say with which
-    environment and PIN a module runs; None trusts every one.
+    InvalidArgument names the recipient that cannot be one. `tokens` are the key files of tokens that may be named; None
+    trusts every one.
     """
     by_scheme: dict[str, list[keys_pb2.Recipient]] = {}
     count = 0
@@ -122,12 +122,12 @@ def _token_key(data: bytes, tokens: Sequence[object] | None) -> object:
 
     if b"pkcs11:" in data and b"-----BEGIN" not in data:
         file = pkcs11.key_file(data)
-        # A variable such as LD_PRELOAD would run the caller's code as the decryptor's user, and a PIN's file may be
-        # any that this user can read: the node's private keys among them.
-        if tokens is not None and file not in tokens and (file.environment or "pin-source" in file.query):
+        # A variable such as LD_PRELOAD would run the caller's code as the decryptor's user, a PIN's file may be any
+        # that this user can read, the node's private keys among them, and some wrong PINs lock a token for everybody.
+        if tokens is not None and file not in tokens:
             raise InvalidArgument(
-                "recipient pkcs11: a key file with module.env or pin-source is root's to give: name the token's public "
-                "key, or a key file that the decryptor has"
+                "recipient pkcs11: a token's key file is root's to give: name the token's public key, or a key file "
+                "that the decryptor has"
             )
         return file
     key, _ = public_key(data, "pkcs11")

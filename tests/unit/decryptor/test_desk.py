@@ -356,10 +356,10 @@ def test_any_image_is_refused_in_words(formats: dict[str, bytes], copies: dict[s
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("dangerous", ["module:\n  env: {LD_PRELOAD: /tmp/own.so}\n", "pin-source"])
-def test_only_root_says_how_a_tokens_module_runs(formats: dict[str, bytes], tmp_path: Path, dangerous: str) -> None:
-    """A recipient's key file that sets variables or names a file as PIN is refused, unless root gives it, or gave it
-    to the node.
+@pytest.mark.parametrize("dangerous", ["module:\n  env: {LD_PRELOAD: /tmp/own.so}\n", "pin-source", ""])
+def test_only_root_says_how_a_token_is_used(formats: dict[str, bytes], tmp_path: Path, dangerous: str) -> None:
+    """A recipient's key file, which may set variables, name a file as PIN, or try PINs until the token locks itself, is
+    refused unless root gives it, or gave it to the node.
     """
     uri = "pkcs11:token=x;object=y?module-name=m"
     uri += f"&pin-source=file:{tmp_path}/key" if dangerous == "pin-source" else "&pin-value=1"
