@@ -135,6 +135,13 @@ def test_the_helper_keeps_what_its_workers_need_and_no_more(helper: Helper) -> N
     assert status["NoNewPrivs"] == "1"
 
 
+@pytest.mark.parametrize("sees", ["fs", "void"])
+def test_who_answers_calls_comes_before_who_unpacks(helper: Helper, sees: str) -> None:
+    """Both processes of an unpacking give way to the services, which start with the helper's own niceness."""
+    with stalled(helper, str(next(helper.names)), sees) as (pid, _, _):
+        assert os.getpriority(os.PRIO_PROCESS, pid) == min(os.getpriority(os.PRIO_PROCESS, helper.process.pid) + 10, 19)
+
+
 def test_killing_the_helper_kills_its_workers_and_a_new_one_goes_on() -> None:
     """No worker survives a kill -9 of the helper; the layer is unfinished and can be unpacked anew."""
     with tempfile.TemporaryDirectory(prefix="bhkill") as scratch:

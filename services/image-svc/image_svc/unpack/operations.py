@@ -33,8 +33,8 @@ _COPY_SECONDS = 1800.0
 _USAGE_SECONDS = 60.0
 _SYNC_SECONDS = 300.0
 _NEVER = 30 * 86400.0
-#: Of processes that unpack, beside those that answer calls.
-_NICENESS = 5
+#: Of processes that unpack: image-svc, which answers calls meanwhile, shall not wait for a processor behind them.
+_NICENESS = 10
 #: A list of directories may take this many bytes on disk beside the layer's own.
 _FILE_SLACK = 1024 * 1024
 
