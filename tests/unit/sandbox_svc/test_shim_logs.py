@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from bulkhead.errors import FailedPrecondition
 from sandbox_svc.shim import logs
-from sandbox_svc.shim.logs import Formatter, LogFile, timestamp
+from sandbox_svc.shim.logs import Formatter, Lines, LogFile, timestamp
 
 LINE = re.compile(rb"\A(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) ([PF]) (.*)\Z", re.DOTALL)
 
 
-def parse(raw: bytes) -> list[tuple[bytes, bytes]]:
+def parse(pieces: Lines) -> list[tuple[bytes, bytes]]:
     """Return tag and text of each line."""
+    raw = b"".join(pieces)
     assert raw == b"" or raw.endswith(b"\n")
     found = []
     for line in raw.split(b"\n")[:-1]:
@@ -38,7 +39,7 @@ def joined(lines: list[tuple[bytes, bytes]]) -> bytes:
 def test_every_byte_once_and_no_piece_too_long(reads: list[bytes], limit: int) -> None:
     """However a stream is read, its log stands for it, and no piece is longer than the limit."""
     formatter = Formatter("stdout", limit)
-    lines = parse(b"".join(formatter.feed(data, 1) for data in reads) + formatter.finish(2))
+    lines = parse([piece for data in reads for piece in formatter.feed(data, 1)] + formatter.finish(2))
 
     assert joined(lines) == b"".join(reads)
     assert all(len(text) <= limit for _, text in lines)
@@ -62,10 +63,10 @@ def test_an_unfinished_line_waits_for_its_end() -> None:
     """Nothing is written of a short line without a line feed until it comes, or the stream ends."""
     formatter = Formatter("stderr", 100)
 
-    assert formatter.feed(b"half", 0) == b""
+    assert formatter.feed(b"half", 0) == []
     assert parse(formatter.feed(b" whole\nrest", 0)) == [(b"F", b"half whole")]
     assert parse(formatter.finish(0)) == [(b"P", b"rest")]
-    assert formatter.finish(0) == b""
+    assert formatter.finish(0) == []
 
 
 @pytest.mark.parametrize("unlimited", [0, -1])
@@ -98,6 +99,16 @@ def test_reopen_follows_a_rename(tmp_path: Path) -> None:
     assert path.with_suffix(".1").read_bytes() == b"one\ntwo\n"
     assert path.read_bytes() == b"three\n"
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_takes_a_part_at_a_time_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short write, as on a disk that is nearly full, is followed by the rest."""
+    monkeypatch.setattr(os, "writev", lambda fd, parts: os.write(fd, b"".join(parts)[:3]))
+    file = LogFile(str(tmp_path / "log"))
+    file.write(b"one ", memoryview(b"line\nand more")[:5])
+    file.close()
+
+    assert (tmp_path / "log").read_bytes() == b"one line\n"
 
 
 def test_without_a_path_everything_is_dropped() -> None:

@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 #: Pieces of a line never grow beyond this, whatever the configuration allows: the rest of a line waits in memory.
 PIECE_LIMIT = 1 << 20
 
+#: Log lines in pieces that are to be written one after the other.
+Lines = list[bytes | memoryview]
+
 #: The last second that was formatted, and its text.
 _last = (-1, b"")
 
@@ -41,7 +44,7 @@ class Formatter:
         self._limit = max_line_size if 0 < max_line_size < PIECE_LIMIT else PIECE_LIMIT
         self._pending = b""
 
-    def feed(self, data: bytes, now: int) -> bytes:
+    def feed(self, data: bytes, now: int) -> Lines:
         """Return the log lines that this read completes; now is its time in ns since 1970."""
         stamp = timestamp(now)
         end = data.rfind(b"\n") + 1
@@ -51,16 +54,26 @@ class Formatter:
         whole = self._pending + data[:end] if self._pending else data[:end]
         self._pending = data[end:]
         full = b"%s %s F " % (stamp, self._tag)
-        if len(whole) <= self._limit or max(map(len, whole.split(b"\n"))) <= self._limit:
-            text = full + whole[:-1].replace(b"\n", b"\n" + full) + b"\n"
+        if self._fits(whole):
+            # One copy in all: the prefix that follows the last line feed is left out by a view.
+            lines: Lines = [full, memoryview(whole.replace(b"\n", b"\n" + full))[: -len(full)]]
         else:
-            text = self._pieces(whole, stamp, full)
-        return text + self._cut(stamp) if len(self._pending) > self._limit else text
+            lines = [self._pieces(whole, stamp, full)]
+        return lines + self._cut(stamp) if len(self._pending) > self._limit else lines
 
-    def finish(self, now: int) -> bytes:
+    def finish(self, now: int) -> Lines:
         """Return what the stream ended with, if that was no whole line."""
         rest, self._pending = self._pending, b""
-        return b"%s %s P %s\n" % (timestamp(now), self._tag, rest) if rest else b""
+        return [b"%s %s P %s\n" % (timestamp(now), self._tag, rest)] if rest else []
+
+    def _fits(self, whole: bytes) -> bool:
+        """Whether no line is longer than the limit: from each line feed on there is another one within reach."""
+        at, enough = 0, len(whole) - self._limit - 1
+        while at < enough:
+            at = whole.rfind(b"\n", at, at + self._limit + 1) + 1
+            if not at:
+                return False
+        return True
 
     def _pieces(self, whole: bytes, stamp: bytes, full: bytes) -> bytes:
         part, limit, out = b"%s %s P " % (stamp, self._tag), self._limit, list[bytes]()
@@ -72,17 +85,17 @@ class Formatter:
             out.append(full + line[at:])
         return b"\n".join(out) + b"\n"
 
-    def _cut(self, stamp: bytes) -> bytes:
+    def _cut(self, stamp: bytes) -> Lines:
         """Write out the pieces that an unfinished line already has, so that it never grows beyond the limit."""
         pending, limit, at = self._pending, self._limit, 0
         if len(pending) <= limit:
-            return b""
+            return []
         part, out = b"%s %s P " % (stamp, self._tag), list[bytes]()
         while len(pending) - at > limit:
             out.append(part + pending[at : at + limit])
             at += limit
         self._pending = pending[at:]
-        return b"\n".join(out) + b"\n"
+        return [b"\n".join(out) + b"\n"]
 
 
 class LogFile:
@@ -95,13 +108,16 @@ class LogFile:
         self._fd = _open(path) if path else -1
         self._failed = False
 
-    def write(self, data: bytes) -> None:
+    def write(self, *parts: bytes | memoryview) -> None:
         """Append; a disk that refuses loses these lines, because a container must never wait for its log."""
         if self._fd < 0:
             return
         try:
-            while data:
-                data = data[os.write(self._fd, data) :]
+            written = os.writev(self._fd, parts)
+            if written < sum(map(len, parts)):
+                rest = b"".join(parts)[written:]
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
             self._failed = False
         except OSError as error:
             if not self._failed:

@@ -22,12 +22,12 @@ class LogSink:
     def write(self, data: bytes) -> None:
         """Format and append."""
         if lines := self._formatter.feed(data, time_ns()):
-            self._file.write(lines)
+            self._file.write(*lines)
 
     def finish(self) -> None:
         """Write the last, unfinished line."""
         if lines := self._formatter.finish(time_ns()):
-            self._file.write(lines)
+            self._file.write(*lines)
 
 
 class PlainSink:
