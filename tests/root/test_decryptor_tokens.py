@@ -19,6 +19,8 @@ pytestmark = pytest.mark.root
 
 MODULE = "/usr/lib/softhsm/libsofthsm2.so"
 SECRET = "22" * 32
+#: Nothing that a digest in the log could hold.
+PIN = "no-digits"
 PLAIN = b"layer" * 50_000
 
 
@@ -42,17 +44,17 @@ class Token:
 
     def make(self) -> None:
         """Make a token and import a key of 3072 bits; its public half is written beside."""
-        self.tool("--init-token", "--free", "--label", "node", "--so-pin", "0000", "--pin", "1234")
+        self.tool("--init-token", "--free", "--label", "node", "--so-pin", "0000", "--pin", PIN)
         key = self.directory / "key.pem"
         run("openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072", "-out", key)
         run("openssl", "pkey", "-in", key, "-pubout", "-out", self.directory / "key.pub")
-        self.tool("--import", key, "--token", "node", "--label", "layers", "--id", "A1", "--pin", "1234")
+        self.tool("--import", key, "--token", "node", "--label", "layers", "--id", "A1", "--pin", PIN)
         key.unlink()
 
     def tool(self, *arguments: object) -> None:
         run("softhsm2-util", "--module", MODULE, *arguments, environment=self.environment)
 
-    def yaml(self, uri: str = "pkcs11:token=node;object=layers?module-name=softhsm2&pin-value=1234") -> str:
+    def yaml(self, uri: str = f"pkcs11:token=node;object=layers?module-name=softhsm2&pin-value={PIN}") -> str:
         """Return ocicrypt's key file for the key."""
         return f"pkcs11:\n  uri: {uri}\nmodule:\n  env:\n    SOFTHSM2_CONF: {self.conf}\n"
 
@@ -128,7 +130,7 @@ def test_what_a_token_cannot_do_is_said_without_its_pin(keeper: Keeper) -> None:
     )
     good = (keeper.keys / "token.yaml").read_text()
     said = {
-        "PinIncorrect": good.replace("1234", "9876"),
+        "PinIncorrect": good.replace(PIN, "another-pin"),
         "0 keys in the token fit": good.replace("object=layers", "object=other"),
         "no such token": good.replace("token=node", "token=other"),
         "is not allowed": good.replace("module-name=softhsm2", "module-path=/usr/lib/x86_64-linux-gnu/libc.so.6"),
@@ -139,11 +141,11 @@ def test_what_a_token_cannot_do_is_said_without_its_pin(keeper: Keeper) -> None:
             with pytest.raises(FailedPrecondition) as error:
                 check_again(keeper, layer, reason)
             assert reason in str(error.value)
-            assert "9876" not in str(error.value)
+            assert "another-pin" not in str(error.value)
     finally:
         (keeper.keys / "token.yaml").write_text(good)
-    assert "1234" not in keeper.log
-    assert "9876" not in keeper.log
+    assert PIN not in keeper.log
+    assert "another-pin" not in keeper.log
 
 
 def check_again(keeper: Keeper, layer: keys_pb2.Layer, reason: str) -> None:

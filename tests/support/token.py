@@ -6,7 +6,8 @@ from pathlib import Path
 from support.encrypted import run
 
 MODULE = Path("/usr/lib/softhsm/libsofthsm2.so")
-PIN = "4711"
+#: Nothing that a digest in a log could hold.
+PIN = "no-digits"
 
 
 class Token:
