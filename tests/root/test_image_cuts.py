@@ -163,6 +163,8 @@ def test_a_full_disk(small: Path, own_network: None, dense: bool) -> None:
     with fake_registry() as fake, service(small) as node:
         fake.push("big", "1", big)
         fake.push("fits", "1", fits)
+        fake.push("first", "1", Image([Layer().file("first", "z").tar()]))
+        node.pull(f"{fake.address}/first:1")  # so the database is there, and what it keeps in reserve
         free = os.statvfs(small).f_bfree
 
         with pytest.raises(grpc.RpcError, match=r"No space left.*at least (\d+) bytes are missing on") as caught:
@@ -176,4 +178,4 @@ def test_a_full_disk(small: Path, own_network: None, dense: bool) -> None:
             time.sleep(0.05)
         assert os.statvfs(small).f_bfree >= free - 400  # blocks of 1 or 4 KiB: records and manifests
         node.pull(f"{fake.address}/fits:1")
-        assert node.names() == [f"{fake.address}/fits:1"]
+        assert node.names() == [f"{fake.address}/first:1", f"{fake.address}/fits:1"]
