@@ -3,6 +3,7 @@
 import argparse
 import textwrap
 from collections.abc import Callable
+from typing import Any
 
 from bulkhead.cli.images import exits
 from bulkhead.proto import images_pb2 as pb
@@ -19,6 +20,22 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return "\n\n".join(
             part if "\n  " in part else textwrap.fill(part, width, break_on_hyphens=False) for part in parts
         )
+
+
+class Interspersed(argparse.ArgumentParser):
+    """Takes options before, between and behind the arguments, as ctr's and docker's parsers do."""
+
+    _within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # its overloads say nothing more
+        """Parse what a verb was given; argparse itself calls this for each of its two passes."""
+        if self._within:
+            return super().parse_known_args(args, namespace)
+        self._within = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._within = False
 
 
 Run = Callable[[argparse.Namespace], int]

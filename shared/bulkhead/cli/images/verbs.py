@@ -8,6 +8,7 @@ import threading
 
 from bulkhead.cli import output
 from bulkhead.cli.images import (
+    arguments,
     decrypt,
     encrypt,
     evict,
@@ -55,7 +56,7 @@ beginning of an id. `bulkhead images VERB --help` shows examples of each verb.
 def fill(parser: argparse.ArgumentParser) -> None:
     """Add every verb."""
     parser.epilog = _EPILOG
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=arguments.Interspersed)
     for module in _MODULES:
         module.add_parser(verbs)
     parser.set_defaults(run=run)

@@ -251,6 +251,22 @@ def test_as_docker_has_it(node: Station, here: str, tmp_path: Path) -> None:
     assert not Path("app:1").exists()
 
 
+def test_options_stand_anywhere(node: Station, here: str, tmp_path: Path) -> None:
+    """Before, between and behind the arguments; what is no option and what is missing is wrong usage all the same."""
+    tar = str(tmp_path / "out.tar")
+    for arguments in (
+        ("export", tar, "--platform", "linux/amd64", "app:1", "--quiet"),
+        ("save", "app:1", "-o", tar),
+        ("tag", "app:1", "--keep-existing", "x.io/a:1"),
+        ("inspect", "app:1", "--platform", "linux/amd64", "x.io/a:1"),
+        ("ls", "--digests", "app*", "-q"),
+    ):
+        assert node.images(*arguments).status == 0, arguments
+    for wrong in (("export", tar, "--nope", "app:1"), ("tag", "app:1", "--json"), ("usage", "more"), ("rm",)):
+        ran = node.images(*wrong)
+        assert (ran.status, ran.err.startswith("usage: ")) == (exits.USAGE, True), wrong
+
+
 def test_export_tells_programs(node: Station, here: str, tmp_path: Path) -> None:
     """With --json one object says what was written."""
     tar = tmp_path / "out.tar"
