@@ -5,12 +5,11 @@ import os
 import zlib
 from collections.abc import Iterable
 
+import pysequoia
 from cryptography.hazmat.decrepit.ciphers.modes import CFB
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from pysequoia.packet import PacketPile, PublicKeyAlgorithm, Tag
-
-_RSA = (PublicKeyAlgorithm.RSAEncryptSign, PublicKeyAlgorithm.RSAEncrypt)
+from pysequoia.packet import PacketPile, Tag
 
 
 def packet(tag: int, body: bytes) -> bytes:
@@ -39,9 +38,12 @@ def literal(data: bytes) -> bytes:
 
 
 def message(content: bytes, ring: bytes) -> bytes:
-    """Return packets encrypted for the last RSA key of a public ring (RFC 9580, 5.1 and 5.13.1)."""
-    tags = (Tag.PublicKey, Tag.PublicSubkey)
-    public = [each for each in PacketPile.from_bytes(ring) if each.tag in tags and each.key_algorithm in _RSA][-1]
+    """Return packets encrypted for the RSA key that a public ring's messages are for (RFC 9580, 5.1 and 5.13.1)."""
+    sample = pysequoia.encrypt(b"x", recipients=[pysequoia.Cert.from_bytes(ring)], armor=False)
+    named = next(each.body or b"" for each in PacketPile.from_bytes(sample) if each.tag == Tag.PKESK)
+    # Version 6 names a key of version 4 by its whole fingerprint, of which version 3 has the end.
+    ident = named[15:23] if named[0] == 6 else named[1:9]
+    public = next(each for each in PacketPile.from_bytes(ring) if str(each.key_id).lower() == ident.hex())
     n, rest = _number((public.body or b"")[6:])
     e, _ = _number(rest)
     session = os.urandom(32)
@@ -53,7 +55,6 @@ def message(content: bytes, ring: bytes) -> bytes:
     inside += hashlib.sha1(inside).digest()
     cipher = Cipher(algorithms.AES(session), CFB(bytes(16))).encryptor()
     sealed = b"\x01" + cipher.update(inside)
-    ident = bytes.fromhex(str(public.key_id))
     return packet(1, b"\x03" + ident + b"\x01" + mpi) + packet(18, sealed)
 
 
