@@ -1,6 +1,7 @@
 """PullImage: resolve, find this platform's image, check it, bring what is missing of it."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ from image_svc.unpack.protocol import DiskFull
 logger = logging.getLogger(__name__)
 
 
+#: Pulls that ask for manifests at the same time, and the seconds after which one does so in any case. Twenty at once
+#: would pass the interpreter's lock among themselves for a quarter of a second, while every other call waits for it.
+_AT_ONCE, _TURN = 2, 0.2
 #: A pull that is for no pod.
 ANYBODY = Purpose()
 
@@ -80,6 +84,7 @@ class Puller:
         self._host = host or platforms.current()
         #: Those under way, for whoever watches.
         self.pulls = Pulls()
+        self._turns = threading.Semaphore(_AT_ONCE)
 
     def pull(
         self,
@@ -100,7 +105,7 @@ class Puller:
         with shown as progress, telemetry.PULLING.track_inprogress(), telemetry.outcome(f"pull of {name}"):
             repository = self._registries.repository(name, auth)
             with repository.held(), self._freeing(progress), self._leases.lease() as lease:
-                with stage("pull_resolve"):
+                with stage("pull_resolve"), self._in_turn():
                     target = repository.resolve(patience)
                 size = self._take(name, target, repository, lease, patience, purpose, progress, snapshotter)
         seconds = round(time.monotonic() - began, 3)
@@ -141,7 +146,7 @@ class Puller:
     ) -> int:
         """Bring what a name stands for and return the bytes of its blobs."""
         finder = Finder(place, self._content, lease, patience)
-        with stage("pull_resolve"):
+        with stage("pull_resolve"), self._in_turn():
             found = finder.find(target, self._host)
         lease.claim(*(each.chain_id for each in found.layers), *(each.digest for each in found.layers))
         progress.image_id = found.manifest.config.digest
@@ -156,6 +161,16 @@ class Puller:
             layers = self._elsewhere(snapshotter, name, found) or self._layer_puller
             layers.pull_all(image, finder.fetched, pull)
         return found.manifest.size
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Be one of a few, or after a short while one more: those before may be waiting for their registry."""
+        held = self._turns.acquire(timeout=_TURN)
+        try:
+            yield
+        finally:
+            if held:
+                self._turns.release()
 
     @contextmanager
     def _freeing(self, progress: Progress) -> Iterator[None]:

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -183,6 +184,31 @@ def test_hanging_registry(node: Node, registry: FakeRegistry) -> None:
     with pytest.raises(DeadlineExceeded, match=r"app:1"):
         node.pull(f"{registry.address}/app:1", seconds=0.3)
     over.set()
+
+
+def test_pulls_that_wait_for_a_registry_hold_up_no_other(node: Node, registry: FakeRegistry, image: Image) -> None:
+    """However many pulls a registry keeps waiting for a manifest, another one gets its own."""
+    over = threading.Event()
+
+    def trickle(handler: Handler) -> bool:
+        handler.wfile.write(b"HTTP/1.1 404 Not Found\r\nX-Long: ")
+        while not over.wait(0.1):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+        return handler.break_off()
+
+    registry.push("app", "1", image)
+    registry.on("/slow/manifests/", trickle)
+    with ThreadPoolExecutor(4) as pool:
+        slow = [pool.submit(node.pull, f"{registry.address}/slow:1", seconds=60.0) for _ in range(4)]
+        while len(registry.asked("/slow/manifests/")) < 2:
+            time.sleep(0.01)
+        node.pull(f"{registry.address}/app:1")
+        assert not any(each.done() for each in slow)
+        over.set()
+        for each in slow:
+            with pytest.raises(BulkheadError):
+                each.result(timeout=60)
 
 
 def test_trickled_head_ends_with_the_deadline(node: Node, registry: FakeRegistry) -> None:
