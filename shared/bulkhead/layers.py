@@ -23,6 +23,8 @@ GRACE = 5.0
 MESSAGE_LIMIT = 4 * 1024 * 1024
 #: The message of a sign of life, and the member of a request that says how many seconds may lie between two.
 ALIVE = "alive"
+#: Seconds between signs of life that may be asked for.
+OFTEN, SELDOM = 0.01, 3600.0
 
 _Message = TypeVar(
     "_Message", keys_pb2.DecryptRequest, keys_pb2.EncryptRequest, keys_pb2.RecipientsRequest, keys_pb2.DecryptResult,

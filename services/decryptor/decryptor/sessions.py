@@ -26,8 +26,6 @@ STRANGERS = 8
 _PATIENCE = 10.0
 #: Seconds that the request of a caller who is turned away is waited for.
 _GLANCE = 0.1
-#: Seconds between signs of life that a caller may ask for.
-_OFTEN, _SELDOM = 0.01, 3600.0
 
 
 class Sessions:
@@ -161,8 +159,14 @@ def _ends(connection: socket.socket, order: object, fds: list[int]) -> stream.En
     if len(fds) != 3:
         raise InvalidArgument(f"layer request with {len(fds)} descriptors, expected request, source and sink")
     alive = order.get(layers.ALIVE, 0.0) if isinstance(order, dict) else None
-    if isinstance(alive, bool) or not isinstance(alive, int | float) or not (alive == 0 or _OFTEN <= alive <= _SELDOM):
-        raise InvalidArgument(f"layer request: {layers.ALIVE} is to be {_OFTEN:g} to {_SELDOM:g} seconds, or 0")
+    if (
+        isinstance(alive, bool)
+        or not isinstance(alive, int | float)
+        or not (alive == 0 or layers.OFTEN <= alive <= layers.SELDOM)
+    ):
+        raise InvalidArgument(
+            f"layer request: {layers.ALIVE} is to be {layers.OFTEN:g} to {layers.SELDOM:g} seconds, or 0"
+        )
     return stream.Ends(fds[1], fds[2], connection, float(alive))
 
 

@@ -13,8 +13,8 @@ from bulkhead.errors import BulkheadError, Cancelled, FailedPrecondition, Unavai
 from bulkhead.proto import keys_pb2
 from bulkhead.proto.keys_pb2_grpc import KeysStub
 from image_svc.decryption.processors import Plain, Routes, Step, process
-from image_svc.decryption.watched import SIGNS, Watched
 from image_svc.decryption.watched import DecryptorGone as DecryptorGone
+from image_svc.decryption.watched import Watched, signs
 from image_svc.patience import Patience
 from image_svc.purpose import Purpose
 from image_svc.store import Layer
@@ -134,7 +134,7 @@ class Gatekeeper:
 
     def _begin(self, request: keys_pb2.DecryptRequest, source: int, sink: int, patience: Patience) -> layers.Work:
         limit = min(layers.key_bound(self._options.key_timeout) + layers.GRACE, patience.left)
-        alive = self._options.decryptor_silence / SIGNS
+        alive = signs(self._options.decryptor_silence)
         try:
             work = layers.decrypt(self._socket, request, source, sink, limit, alive)
         except Unavailable as error:

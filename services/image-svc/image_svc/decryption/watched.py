@@ -15,6 +15,11 @@ SIGNS = 4
 _Result = TypeVar("_Result", keys_pb2.DecryptResult, keys_pb2.EncryptResult)
 
 
+def signs(silence: float) -> float:
+    """Return the seconds between signs of life to ask for, where `silence` seconds count as a hang."""
+    return min(max(silence / SIGNS, layers.OFTEN), layers.SELDOM)
+
+
 class DecryptorGone(Unavailable):
     """The decryptor ended or hangs in the middle of a layer, or is not there."""
 

@@ -11,7 +11,7 @@ from bulkhead import layers, paths
 from bulkhead.errors import DataLoss
 from bulkhead.proto import keys_pb2
 from image_svc.decryption.gatekeeper import ENCRYPTION, TIMEOUT
-from image_svc.decryption.watched import SIGNS, Watched
+from image_svc.decryption.watched import Watched, signs
 from image_svc.oci import media
 from image_svc.parts import Parts
 from image_svc.patience import Patience
@@ -72,7 +72,7 @@ class Ciphers:
         request = keys_pb2.EncryptRequest(use=self._use, layer=_asked(target), recipients=recipients)
 
         def begin(source: int, sink: int, timeout: float) -> layers.Work:
-            return layers.encrypt(self._socket, request, source, sink, timeout, self._silence / SIGNS)
+            return layers.encrypt(self._socket, request, source, sink, timeout, signs(self._silence))
 
         made = self._turn(target, begin, keys_pb2.EncryptResult, progress)
         return Turned(made.digest, made.size, made.media_type, made.annotations)
@@ -82,7 +82,7 @@ class Ciphers:
         request = keys_pb2.DecryptRequest(use=self._use, layer=_asked(target))
 
         def begin(source: int, sink: int, timeout: float) -> layers.Work:
-            return layers.decrypt(self._socket, request, source, sink, timeout, self._silence / SIGNS)
+            return layers.decrypt(self._socket, request, source, sink, timeout, signs(self._silence))
 
         made = self._turn(target, begin, keys_pb2.DecryptResult, progress)
         return Turned(made.digest, made.size, media.plain_type(target.media_type))

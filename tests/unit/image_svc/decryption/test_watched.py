@@ -15,7 +15,7 @@ from bulkhead.config.model import Bulkhead, Config
 from bulkhead.errors import DataLoss, DeadlineExceeded
 from bulkhead.proto import keys_pb2
 from image_svc.decryption.gatekeeper import DecryptorGone, Gatekeeper, Opened
-from image_svc.decryption.watched import SIGNS
+from image_svc.decryption.watched import SIGNS, signs
 from image_svc.patience import Patience
 from image_svc.purpose import Purpose
 from image_svc.store import Layer
@@ -163,3 +163,9 @@ def test_nothing_is_left_of_a_layer(decryptor: Decryptor, gatekeeper: Gatekeeper
 
     assert threading.active_count() == threads - 1
     assert len(os.listdir("/proc/self/fd")) == fds
+
+
+@pytest.mark.parametrize(("silence", "expected"), [(30.0, 7.5), (0.001, layers.OFTEN), (1e6, layers.SELDOM)])
+def test_signs_are_asked_for_as_they_may_be(silence: float, expected: float) -> None:
+    """Whatever silence the configuration allows, what is asked for is something that the decryptor grants."""
+    assert signs(silence) == expected
