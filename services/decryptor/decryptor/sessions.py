@@ -159,15 +159,14 @@ def _ends(connection: socket.socket, order: object, fds: list[int]) -> stream.En
     if len(fds) != 3:
         raise InvalidArgument(f"layer request with {len(fds)} descriptors, expected request, source and sink")
     alive = order.get(layers.ALIVE, 0.0) if isinstance(order, dict) else None
-    if (
-        isinstance(alive, bool)
-        or not isinstance(alive, int | float)
-        or not (alive == 0 or layers.OFTEN <= alive <= layers.SELDOM)
-    ):
-        raise InvalidArgument(
-            f"layer request: {layers.ALIVE} is to be {layers.OFTEN:g} to {layers.SELDOM:g} seconds, or 0"
-        )
+    if isinstance(alive, bool) or not isinstance(alive, int | float) or not _grants(alive):
+        bounds = f"{layers.OFTEN:g} to {layers.SELDOM:g} seconds, or 0"
+        raise InvalidArgument(f"layer request: {layers.ALIVE} is to be {bounds}")
     return stream.Ends(fds[1], fds[2], connection, float(alive))
+
+
+def _grants(alive: float) -> bool:
+    return alive == 0 or layers.OFTEN <= alive <= layers.SELDOM
 
 
 def _finish(connection: socket.socket, fds: list[int], result: int) -> None:
