@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -30,6 +31,7 @@ def keeper() -> Iterator[Keeper]:
     made.prepare()
     yield made
     made.stop()
+    shutil.rmtree(made.directory)
 
 
 def openssl(*arguments: object, data: bytes = b"") -> bytes:
