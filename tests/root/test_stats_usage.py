@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pytest
 
 from bulkhead import command
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import cgroup, links, netns
+from sandbox_svc import cgroup, cgroup_moves, links, netns
 from sandbox_svc.cni import AddResult, NetworkResult
 from sandbox_svc.stats import Collector, ContainerSource, PodSource
 
@@ -188,3 +189,13 @@ def test_removing_reaches_other_mount_namespaces(pins: Path) -> None:
             assert str(pins / "cni-a") not in mounts.read_text()
         finally:
             other.kill()
+
+
+def test_being_ready_for_moves_moves_nothing() -> None:
+    """The write that keeps the kernel ready is taken by the host's hierarchies and leaves this process where it is."""
+    before = Path("/proc/self/cgroup").read_text()
+    readiness = cgroup_moves.Readiness()
+    with readiness.kept():
+        time.sleep(0.05)
+        assert any(thread.name == "cgroup-moves" for thread in threading.enumerate())
+    assert Path("/proc/self/cgroup").read_text() == before

@@ -183,11 +183,14 @@ def test_volumes_begin_as_the_images_content(tmp_path: Path) -> None:
 
 
 def test_removing_a_tree_is_idempotent(tmp_path: Path) -> None:
-    """Nothing there is fine; a tree goes whole."""
+    """Nothing there is fine; a tree goes whole, a symlink without what it leads to."""
     (tmp_path / "x/y").mkdir(parents=True)
+    (tmp_path / "x/y/file").write_text("text")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "x/link").symlink_to(tmp_path / "kept")
     trees.remove(tmp_path / "x")
     trees.remove(tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+    assert os.listdir(tmp_path) == ["kept"]
     assert "/proc" in trees.mounts_below(Path("/proc"))
 
 

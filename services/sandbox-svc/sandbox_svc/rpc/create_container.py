@@ -15,7 +15,7 @@ from bulkhead import metrics
 from bulkhead.errors import AlreadyExists, BulkheadError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import bundle, image_mounts, limits, pod_files, relabel, reserve, undo, validate
+from sandbox_svc import bundle, cgroup_moves, image_mounts, limits, pod_files, relabel, reserve, undo, validate
 from sandbox_svc.images import Image
 from sandbox_svc.node import Node
 from sandbox_svc.nri import abilities, convert_resources
@@ -68,7 +68,8 @@ def _create(node: Node, pod: Pod, config: cri.ContainerConfig, ident: str) -> st
     # Held so that a removal of the pod, which begins meanwhile, waits for the creation and then removes it.
     with container.operation:
         try:
-            creation.run()
+            with cgroup_moves.readiness.kept():  # for StartContainer, which follows at once
+                creation.run()
         except BaseException as error:
             logger.warning("container %s: %s failed: %s", ident, creation.step, error)
             node.nri.uncreated(container)

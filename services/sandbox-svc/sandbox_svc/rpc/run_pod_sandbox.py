@@ -18,7 +18,7 @@ import grpc
 from bulkhead import metrics
 from bulkhead.errors import AlreadyExists, BulkheadError, DeadlineExceeded, Internal, InvalidArgument
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import bundle, netns, pod_files, process, reserve, undo, usermap, validate
+from sandbox_svc import bundle, cgroup_moves, netns, pod_files, process, reserve, undo, usermap, validate
 from sandbox_svc.cni import AddResult, Attachment
 from sandbox_svc.cni.capabilities import attachment
 from sandbox_svc.node import Node
@@ -91,7 +91,8 @@ def _create(node: Node, config: cri.PodSandboxConfig, asked: str, runtime: Resol
     pod = Pod(record, node.database)
     creation = _Creation(node, pod, runtime)
     try:
-        creation.run()
+        with cgroup_moves.readiness.kept():
+            creation.run()
     except BaseException as error:
         logger.warning("pod %s: %s failed after %.1f s: %s", ident, creation.step, time.monotonic() - began, error)
         _take_back(node, pod)
@@ -139,7 +140,7 @@ class _Creation:
         try:
             if adding is not None and any(_INTERFACE_SYSCTL.match(s) for s in self._config.linux.sysctls):
                 adding.result()
-            self._make_pause()
+            self._make_pause(adding)
         finally:
             added = self._joined(adding)
         self.step = "starting the pause container"
@@ -181,7 +182,7 @@ class _Creation:
         self._node.database.amend(self._pod.id, entry.kind, entry.data)
         return result
 
-    def _make_pause(self) -> None:
+    def _make_pause(self, adding: "Future[AddResult] | None") -> None:
         node, pod, config, ident = self._node, self._pod, self._config, self._pod.id
         self.step = "resolving the sandbox image"
         image = node.images.resolve_or_pull(node.config.images.sandbox_image, self._runtime.name, config)
@@ -210,6 +211,8 @@ class _Creation:
             )
         )
         place = bundle.write(node.bundle(ident), spec, self._users)
+        if adding is not None and not self._runtime.ours:
+            adding.result()  # a machine around the pod (Kata) gets the interfaces that it finds at create
         self.step = "starting the shim"
         pod.link = start_shim(node, pod, self._runtime, place)
         self.step = "creating the pause container"

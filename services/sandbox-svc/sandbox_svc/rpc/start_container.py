@@ -8,7 +8,7 @@ import grpc
 from bulkhead import metrics
 from bulkhead.errors import FailedPrecondition, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
-from sandbox_svc import bundle, limits, process, undo, usermap
+from sandbox_svc import bundle, cgroup_moves, limits, process, undo, usermap
 from sandbox_svc.node import Node
 from sandbox_svc.nri_exec import between
 from sandbox_svc.store.entities import Container
@@ -37,7 +37,8 @@ def start_container(
         if link is None:
             raise FailedPrecondition(f"the shim of pod {container.pod.id} is gone")
         try:
-            _start(node, container, link)
+            with cgroup_moves.readiness.kept():
+                _start(node, container, link)
         except Exception as error:
             logger.warning("container %s could not be started: %s", container.id, error)
             node.ledger.undo(container.id, only=undo.TASK)

@@ -1,0 +1,82 @@
+"""The kernel kept ready for moves between cgroups."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sandbox_svc import cgroup_moves
+from sandbox_svc.cgroup_moves import Readiness
+
+OWN = "5:cpu:/elsewhere\n4:pids:/svc\n1:name=systemd:/svc\n0::/svc\n"
+
+
+def threads() -> int:
+    """Return how many threads write."""
+    return sum(thread.name == "cgroup-moves" for thread in threading.enumerate())
+
+
+def until_quiet() -> None:
+    """Wait until none does."""
+    deadline = time.monotonic() + 5
+    while threads():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def tree(base: Path, *files: str) -> tuple[Path, Path]:
+    """Make a cgroup root with these files, and a process's own lines; return both."""
+    for name in files:
+        path = base / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (base / "own").write_text(OWN)
+    return base / "cgroup", base / "own"
+
+
+@pytest.mark.parametrize(
+    ("files", "written"),
+    [
+        (("cgroup.controllers", "svc/cgroup.procs"), "svc/cgroup.procs"),
+        (("pids/svc/cgroup.procs", "systemd/svc/cgroup.procs", "cpu/elsewhere/cgroup.procs"), "pids/svc/cgroup.procs"),
+        (("systemd/svc/cgroup.procs", "cpu/elsewhere/cgroup.procs"), "systemd/svc/cgroup.procs"),
+    ],
+)
+def test_this_process_is_moved_to_where_it_is(tmp_path: Path, files: tuple[str, ...], written: str) -> None:
+    """Again and again while somebody holds it, in the one hierarchy or one without limits; one thread does for all."""
+    root, own = tree(tmp_path, *files)
+    readiness = Readiness(root, own)
+    with readiness.kept(), readiness.kept():
+        for _ in range(2):
+            deadline = time.monotonic() + 5
+            while (root / written).read_text() != "0":
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            (root / written).write_text("")
+        assert threads() == 1
+    until_quiet()
+    assert {name for name in files if (root / name).read_text()} <= {written}
+    with readiness.kept():
+        assert threads() == 1
+    until_quiet()
+
+
+def test_where_it_cannot_be_done_nothing_fails(tmp_path: Path) -> None:
+    """A node with other hierarchies, or cgroups that are read-only, is asked once."""
+    readiness = Readiness(*tree(tmp_path, "cpu/elsewhere/cgroup.procs"))
+    with readiness.kept():
+        until_quiet()
+    with readiness.kept():
+        assert threads() == 0
+
+
+def test_it_goes_on_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CreateContainer is followed by StartContainer: the thread that serves both is the same."""
+    monkeypatch.setattr(cgroup_moves, "LINGER", 0.5)
+    readiness = Readiness(*tree(tmp_path, "pids/svc/cgroup.procs"))
+    with readiness.kept():
+        pass
+    time.sleep(0.1)
+    assert threads() == 1
+    until_quiet()
