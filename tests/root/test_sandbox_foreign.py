@@ -144,3 +144,28 @@ def test_a_shim_that_is_not_there_is_named(sandbox: Sandbox) -> None:
     with pytest.raises(Exception, match="containerd-shim-absent-v1"):
         absent.run(absent.config("absent"))
     assert sandbox.remains() == []
+
+
+def test_a_foreign_shim_finds_the_network_complete(tmp_path: Path) -> None:
+    """A machine around a pod is given the interfaces that there are at create, so its shim is not started before."""
+    if not Path(SHIM).exists():
+        pytest.skip(f"{SHIM} is not installed")
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    for plugin in Path("/usr/lib/cni").iterdir():
+        (plugins / plugin.name).symlink_to(plugin)
+    (plugins / "bridge").unlink()
+    with Sandbox(number=96, more=HANDLER, bins=str(plugins)) as running:
+        seen = tmp_path / "seen"
+        (plugins / "bridge").write_text(
+            f"#!/bin/sh\n[ $CNI_COMMAND = ADD ] && sleep 0.5 && pgrep -f '^{SHIM}.*{running.directory}' >> {seen}\n"
+            "exec /usr/lib/cni/bridge\n"
+        )
+        (plugins / "bridge").chmod(0o755)
+        pods = running.pods("stock")
+        pod = pods.run(pods.config("early"))
+        assert len(stock_shims(running)) == 1
+        pods.remove(pod)
+        running.remove_all()
+        await_stock_shims(running, 0)
+    assert seen.read_text() == ""
