@@ -16,6 +16,9 @@ from image_svc.registry.failures import HostFailure
 
 #: Bytes to wait for, and bytes a second from which on that is done: 50 ms at most, as long as the speed lasts.
 _GULP, _FAST = 256 * 1024, 5_000_000
+#: What TLS may hold of the bytes to come, where the kernel does not count them: a record of 16 KiB and its frame that
+#: is not whole yet, and another one where a proxy speaks TLS, too.
+_HIDDEN = 2 * 18 * 1024
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/(?:[0-9]+|\*)")
 
 
@@ -36,11 +39,20 @@ class _Gulps:
     def __init__(self, sock: socket.socket | None) -> None:
         self._socket = sock
         self._low_water = 1
+        self._bytes, self._seconds, self._fast = 0, 0.0, False
 
     def adapt(self, count: int, seconds: float, left: int) -> None:
-        """Set what to wait for now that so many bytes came in so many seconds; never more than the `left` to come."""
-        fast = count >= _FAST * seconds
-        self._set(max(min(_GULP, left), 1) if fast else 1)
+        """Set what to wait for now that so many bytes came in so many seconds, and `left` ones are still to come.
+
+        Never more than what the kernel is sure to get of those: it would wait in vain. A few bytes that came while the
+        reader was elsewhere are no sign of speed.
+        """
+        self._bytes += count
+        self._seconds += seconds
+        if self._bytes >= _GULP:
+            self._fast = self._bytes >= _FAST * self._seconds
+            self._bytes, self._seconds = 0, 0.0
+        self._set(max(min(_GULP, left - _HIDDEN), 1) if self._fast else 1)
 
     def close(self) -> None:
         """Have the next answer on this connection wake the reader with its first byte."""

@@ -2,9 +2,14 @@
 
 import datetime
 import ipaddress
+import socket
 import ssl
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -20,8 +25,10 @@ from image_svc.oci import reference
 from image_svc.patience import Patience
 from image_svc.registry.connections import Connections
 from image_svc.registry.hosts import Host, Tls
-from image_svc.registry.repository import Repository, Retry
+from image_svc.registry.repository import Descriptor, Repository, Retry
 from support.fake_registry import FakeRegistry, fake_registry
+from support.images import digest
+from support.tcp_proxy import tcp_proxy
 
 #: A name that is not loopback by itself and that hosts.toml sends to the fake registry.
 NAME = "registry.example"
@@ -205,3 +212,40 @@ def verifies(client: httpx.Client) -> bool:
     """Tell whether a client checks certificates."""
     context = client._transport._pool._ssl_context  # type: ignore[attr-defined] # httpx shows it nowhere
     return bool(context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname)
+
+
+def test_a_record_that_comes_in_two_parts(secure: FakeRegistry) -> None:
+    """What TLS holds of a record is not waited for at the kernel, which has passed it on: a download comes to its end.
+
+    It is one request, wherever near the end of a fast download the network makes a pause.
+    """
+    blob = bytes(range(256)) * 4096
+    secure.blobs[digest(blob)] = blob
+    for before_end in (2_000, 70_000, 250_000):
+        back = partial(_pause, len(blob) - before_end)
+        with tcp_proxy(secure.address, partial(_pause, sys.maxsize), back) as address:
+            name = reference.parse(f"{address}/app:1")
+            repository = Repository(name, Registry(config_path=()), retry=Retry(rounds=1, read_timeout=2.0))
+            arrived = bytearray()
+            before = len(secure.seen)
+
+            with repository.held():
+                wanted = Descriptor(digest(blob), len(blob), "")
+                repository.download(wanted, arrived.__len__, arrived.extend, Patience(10.0, "download"))
+
+        assert bytes(arrived) == blob
+        assert len(secure.seen) == before + 1
+
+
+def _pause(after: int, source: socket.socket, sink: socket.socket) -> None:
+    """Pass on what comes out of a socket, with a pause after so many bytes."""
+    passed = 0
+    with source, sink, suppress(OSError):
+        while data := source.recv(65536):
+            if passed < after <= passed + len(data):
+                sink.sendall(data[: after - passed])
+                time.sleep(0.2)
+                sink.sendall(data[after - passed :])
+            else:
+                sink.sendall(data)
+            passed += len(data)
