@@ -70,7 +70,7 @@ def read(blocks: Iterable[bytes], staging: Staging, content: Content, patience: 
     ResourceExhausted for one whose tar has more than `limit` bytes.
     """
     archive = Archive(content)
-    reader = Reader(_bounded(archive_stream(_not_empty(blocks)), patience, limit))
+    reader = Reader(_bounded(archive_stream(_wanted(blocks, patience)), patience, limit))
     total = 0
     for number, entry in enumerate(entries(reader)):
         total += len(entry.name) + len(entry.link)
@@ -109,9 +109,11 @@ def _bounded(blocks: Iterable[bytes], patience: Patience, limit: int) -> Iterato
         yield block
 
 
-def _not_empty(blocks: Iterable[bytes]) -> Iterator[bytes]:
+def _wanted(blocks: Iterable[bytes], patience: Patience) -> Iterator[bytes]:
+    """Pass blocks on as long as anybody waits, whatever they hold: some need be nothing but ends of empty streams."""
     empty = True
     for block in blocks:
+        patience.check()
         empty = empty and not block
         yield block
     if empty:

@@ -14,6 +14,8 @@ from image_svc.decompress import OUTPUT, tar_stream
 
 #: Bytes that an xz stream may take: a dictionary of 128 MiB, twice that of `xz -9`, and the decompressor's tables.
 XZ_MEMORY = 132 << 20
+#: Bytes decompressed at once: a stream that ends copies what is behind it, and the shortest have 14 bytes.
+_INPUT = 64 * 1024
 _BZIP2, _XZ = b"BZh", b"\xfd7zXZ\x00"
 
 
@@ -63,7 +65,7 @@ def archive_stream(blocks: Iterable[bytes]) -> Iterator[bytes]:
 def _streams(blocks: Iterable[bytes], begin: Callable[[], _Decompressor], where: str) -> Iterator[bytes]:
     """Yield what streams that follow one another hold, as pbzip2 and `cat` write them; zeros may come between."""
     decompressor = begin()
-    for data in blocks:
+    for data in _cut(blocks):
         while True:
             if decompressor.eof:
                 data = data.lstrip(b"\0")
@@ -77,6 +79,12 @@ def _streams(blocks: Iterable[bytes], begin: Callable[[], _Decompressor], where:
             data = decompressor.unused_data if decompressor.eof else b""
     if not decompressor.eof:
         raise DataLoss(f"{where}: it ends in the middle: it was cut")
+
+
+def _cut(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    for block in blocks:
+        for start in range(0, len(block), _INPUT):
+            yield block[start : start + _INPUT]
 
 
 def _piece(decompressor: _Decompressor, data: bytes, where: str) -> bytes:

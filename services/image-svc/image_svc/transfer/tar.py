@@ -141,10 +141,12 @@ def _extension(info: tarfile.TarInfo, reader: Reader) -> dict[str, str]:
 def _records(data: bytes) -> dict[str, str]:
     r"""Return the PAX records that matter, each `LENGTH KEY=VALUE\n`."""
     found: dict[str, str] = {}
-    while data:
-        digits, _, _ = data[:10].partition(b" ")
-        length = int(digits) if digits.isdigit() else 0
-        record, data = data[:length], data[length:]
+    position = 0
+    while position < len(data):
+        digits, _, _ = data[position : position + 10].partition(b" ")
+        end = position + (int(digits) if digits.isdigit() else 0)
+        record = data[position:end]
+        position = end
         key, equals, value = record[len(digits) + 1 :].partition(b"=")
         if not equals or not record.endswith(b"\n"):
             raise InvalidArgument("archive has a malformed PAX header")

@@ -3,6 +3,7 @@
 import bz2
 import lzma
 import subprocess
+import time
 import tracemalloc
 from collections.abc import Callable
 
@@ -72,6 +73,16 @@ def test_bomb(pack: Callable[[bytes], bytes]) -> None:
     assert sum(sizes) == 64 << 20
     assert max(sizes) <= OUTPUT
     assert peak < 24 << 20
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress], ids=["bzip2", "xz"])
+def test_streams_without_end(pack: Callable[[bytes], bytes]) -> None:
+    """A block of tens of thousands of empty streams takes time in proportion to its size, not to its square."""
+    empty = pack(b"")
+    block = empty * ((3 << 20) // len(empty))
+    began = time.process_time()
+    assert list(compression.archive_stream([block])) == []
+    assert time.process_time() - began < 2.0
 
 
 def test_names_of_ways() -> None:

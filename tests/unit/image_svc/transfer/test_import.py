@@ -18,8 +18,12 @@ import grpc
 import pytest
 import zstandard
 
+from bulkhead.errors import Cancelled
 from bulkhead.proto import images_pb2 as pb
+from image_svc.patience import Patience
+from image_svc.transfer.archive import read
 from image_svc.transfer.incoming import Importer
+from image_svc.transfer.staging import Staging
 from support import archives
 from support.archives import FULL_NAME, REF_NAME
 from support.image_station import Station, station
@@ -384,3 +388,20 @@ def test_a_caller_that_leaves(node: Station) -> None:
     assert not node.parts.leases._claims
     assert node.blobs() == set()
     assert list(node.parts.content.partials()) == []
+
+
+def test_an_archive_of_nothing_can_be_called_off(node: Station) -> None:
+    """Nobody need wait for streams without content to end: an import ends with its patience, whatever it reads."""
+    patience = Patience(60.0, "import")
+
+    def blocks() -> Iterator[bytes]:
+        for number in range(10):
+            if number == 2:
+                patience.cancel()
+            yield bz2.compress(b"")
+        raise AssertionError("all of it was read")
+
+    with node.parts.leases.lease() as lease:
+        staging = Staging(node.parts.content, node.parts.store, lease, patience, 1 << 20)
+        with pytest.raises(Cancelled):
+            read(blocks(), staging, node.parts.content, patience, 1 << 20)
