@@ -49,7 +49,9 @@ class Connections:
 
     def hang_up(self) -> None:
         """Wake every thread that waits for an answer; its request fails."""
-        for sock in list(self._sockets):
+        with self._lock:  # a set that grows cannot be gone through
+            sockets = list(self._sockets)
+        for sock in sockets:
             shut_down(sock)
 
     def _client(self, url: httpx.URL) -> httpx.Client:
@@ -72,7 +74,8 @@ class Connections:
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         """Note the sockets as httpcore opens them (its "trace" extension), so that a thread at one can be woken."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            self._sockets.add(info["return_value"].get_extra_info("socket"))
+            with self._lock:
+                self._sockets.add(info["return_value"].get_extra_info("socket"))
 
 
 def shut_down(sock: socket.socket) -> None:
