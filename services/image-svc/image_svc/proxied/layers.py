@@ -68,7 +68,7 @@ class ProxiedLayerPuller:
                         blobs[each.layer.digest] = each.layer.size
                 ahead.end(each.layer)
         pull.progress.state = PullState.COMMITTING
-        self._layer_puller.keep(blobs, pull.patience)
+        self._layer_puller.keep(blobs, pull)
         self._store.add_image(image)
 
     def _pull(self, proxy: Proxy, wanted: Wanted, pull: Pull, left: Callable[[], None]) -> bool:

@@ -5,10 +5,10 @@ import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from bulkhead.errors import BulkheadError, DataLoss, Internal
+from bulkhead.errors import BulkheadError, DataLoss, DeadlineExceeded, Internal
 from image_svc import telemetry
 from image_svc.ingest import Content, Ingest
 from image_svc.oci import digests
@@ -159,7 +159,11 @@ class Download(Job[None]):
         return host
 
     def _write(self, part: memoryview) -> None:
-        turn = _PROCESSORS.get()
+        try:
+            turn = _PROCESSORS.get(timeout=self.patience.left)
+        except Empty:  # the disk hangs under those who hold one
+            self.patience.check()
+            raise DeadlineExceeded(f"{self._title}: the disk takes nothing") from None
         try:
             self._take(part)
         finally:

@@ -1,13 +1,14 @@
 """An image's layers: all that are missing are fetched and unpacked side by side, and committed from the base up."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from bulkhead.config.model import Config
-from bulkhead.errors import BulkheadError
+from bulkhead.errors import BulkheadError, Internal
 from bulkhead.metrics import stage
 from image_svc import telemetry
 from image_svc.decryption.gatekeeper import Gatekeeper
@@ -43,6 +44,8 @@ class Pull:
     #: What it calls the image, and for whom it is: an encrypted layer's use is recorded by them.
     image: str
     purpose: Purpose
+    #: When it began, and the jobs of others that it joined (`time.monotonic()`).
+    begun: list[float] = field(default_factory=lambda: [time.monotonic()])
 
 
 class LayerPuller:
@@ -90,7 +93,7 @@ class LayerPuller:
             with ExitStack() as stack:
                 jobs = self._unpack_all(missing, pull, stack)
                 progress.state = PullState.COMMITTING
-                self._commit(image, documents, jobs, pull.patience)
+                self._commit(image, documents, jobs, pull)
         except DiskFull as error:
             raise DiskFull(f"{error}; {self._shortage(progress)}") from error
         telemetry.LAYERS.labels("unpacked").inc(len(missing))
@@ -98,9 +101,9 @@ class LayerPuller:
     def _missing(self, layers: Sequence[Layer]) -> list[Layer]:
         return [layer for layer in layers if self._store.layer(layer.chain_id) is None]
 
-    def keep(self, blobs: Mapping[str, int], patience: Patience) -> None:
-        """Make downloaded blobs, sizes by digest, durable and record them, without an image."""
-        self._make_durable(blobs, patience)
+    def keep(self, blobs: Mapping[str, int], pull: Pull) -> None:
+        """Make blobs that a pull downloaded, sizes by digest, durable and record them, without an image."""
+        self._make_durable(blobs, pull)
         self._store.add_blobs(blobs)
 
     def _unpack_all(self, missing: list[Layer], pull: Pull, stack: ExitStack) -> dict[str, Unpacking]:
@@ -120,6 +123,7 @@ class LayerPuller:
                 assert isinstance(job, Unpacking)
                 leave[layer.chain_id] = entered.close
                 jobs[layer.chain_id] = job
+                pull.begun.append(job.began)
                 pull.progress.show(job.progress)
                 if not mine:
                     foreign.add(layer.chain_id)
@@ -162,10 +166,14 @@ class LayerPuller:
 
         def make() -> Download:
             own = Patience(self._config.bulkhead.pull_timeout, f"download of {wanted.digest}")
-            return Download(blob, pull.origin, self._content, pull.slots, own, avoid)
+            try:
+                return Download(blob, pull.origin, self._content, pull.slots, own, avoid)
+            except OSError as error:  # no room for one more file, or no descriptor
+                raise telemetry.disk_failure(f"download of {wanted.digest}", error) from error
 
         with self.jobs.join(("blob", wanted.digest), make, patience) as (download, _):
             assert isinstance(download, Download)
+            pull.begun.append(download.began)
             yield download, download.origin is pull.origin
 
     def _shortage(self, progress: Progress) -> str:
@@ -180,13 +188,11 @@ class LayerPuller:
 
     # Commit
 
-    def _commit(
-        self, image: NewImage, documents: Mapping[str, int], jobs: dict[str, Unpacking], patience: Patience
-    ) -> None:
+    def _commit(self, image: NewImage, documents: Mapping[str, int], jobs: dict[str, Unpacking], pull: Pull) -> None:
         """Settle the new layers from the base up, make everything durable, then let it count, all at once."""
-        new = self._settle(image.layers, jobs, patience) if jobs else []
+        new = self._settle(image.layers, jobs, pull.patience) if jobs else []
         blobs = {**documents, **{job.layer.digest: job.layer.size for job in jobs.values()}}
-        self._make_durable(blobs, patience)
+        self._make_durable(blobs, pull)
         kept = self._store.add_image(image, new, blobs)
         for job in jobs.values():
             job.committed = job.committed or job.name in kept
@@ -211,13 +217,20 @@ class LayerPuller:
             despite_kills(partial(self._client.settle, chain), patience, self._client)
         return new
 
-    def _make_durable(self, blobs: Mapping[str, int], patience: Patience) -> None:
+    def _make_durable(self, blobs: Mapping[str, int], pull: Pull) -> None:
         if not blobs:
             return
         for digest in blobs:
             self._content.keep(digest)
-        with stage("pull_sync"):
-            despite_kills(partial(self._writeback.wait, patience), patience, self._client)
+        act = partial(self._writeback.wait, pull.patience, min(pull.begun))
+        try:
+            with stage("pull_sync"):
+                despite_kills(act, pull.patience, self._client)
+        except (DiskFull, Internal):
+            # What the disk did not take looks whole until it is read from there: the next pull shall fetch it again.
+            for digest in blobs.keys() - self._store.blobs():
+                self._content.remove(digest)
+            raise
 
 
 def _slots() -> int:

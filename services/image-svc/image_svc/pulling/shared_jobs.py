@@ -2,6 +2,7 @@
 
 import contextvars
 import threading
+import time
 from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ class Job(Generic[T]):
 
     def __init__(self, patience: Patience) -> None:
         self.patience = patience
+        #: When it was made, by `time.monotonic()`.
+        self.began = time.monotonic()
         self.future: Future[T] = Future()
         #: Settled when the job is over and forgotten.
         self.gone: Future[None] = Future()

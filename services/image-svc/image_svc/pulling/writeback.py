@@ -1,15 +1,17 @@
 """Writes the store to disk: in the background while a pull still works, and for good before anything is recorded."""
 
 import logging
+import math
 import os
 import threading
+import time
 from concurrent.futures import Future
 
-from bulkhead.errors import BulkheadError, Internal, ResourceExhausted
+from bulkhead.errors import Aborted, BulkheadError, Internal, ResourceExhausted
 from image_svc import telemetry
 from image_svc.ingest import Content
 from image_svc.patience import Patience
-from image_svc.unpack.client import UnpackClient
+from image_svc.unpack.client import UnpackClient, UnpackerGone
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +26,24 @@ class Writeback:
         self._running = False
         #: The round that has not begun, if anybody asked for one.
         self._next: Future[None] | None = None
+        #: When a round ended last that the disk failed, and how.
+        self._lost_at, self._loss = -math.inf, BulkheadError("")
 
     def kick(self) -> None:
         """Ask for a sync soon; nothing is told of it, since what must be durable is synced by whoever says so."""
         self._ask()
 
-    def wait(self, patience: Patience) -> None:
-        """Return once all that was written before is on disk.
+    def wait(self, patience: Patience, since: float) -> None:
+        """Return once all that was written before is on disk, from a time of `time.monotonic()` on.
 
-        Raises what the disk said, or Aborted and UnpackerGone for a helper that was killed meanwhile; and as the
-        patience does, which leaves behind a thread that waits for a disk that hangs.
+        Raises what the disk said, also in another round since: it says once what it could not write, and is content
+        after that. Aborted and UnpackerGone stand for a helper that was killed meanwhile; and as the patience does,
+        which leaves behind a thread that waits for a disk that hangs.
         """
         patience.wait(self._ask())
+        with self._lock:
+            if self._lost_at >= since:
+                raise type(self._loss)(str(self._loss))
 
     def _ask(self) -> "Future[None]":
         with self._lock:
@@ -64,12 +72,18 @@ class Writeback:
                 self._sync()
             except BulkheadError as error:
                 logger.debug("sync: %s", error)
-                turn.set_exception(error)
+                self._fail(turn, error)
             except Exception as error:  # somebody waits
                 logger.exception("sync failed")
-                turn.set_exception(Internal(f"sync: {type(error).__name__}: {error}"))
+                self._fail(turn, Internal(f"sync: {type(error).__name__}: {error}"))
             else:
                 turn.set_result(None)
+
+    def _fail(self, turn: "Future[None]", error: BulkheadError) -> None:
+        if not isinstance(error, Aborted | UnpackerGone):
+            with self._lock:
+                self._lost_at, self._loss = time.monotonic(), error
+        turn.set_exception(error)
 
     def _sync(self) -> None:
         """Sync the blobs' file system, and have the helper sync its own unless that is the same."""

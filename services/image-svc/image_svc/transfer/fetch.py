@@ -187,7 +187,7 @@ class _Fetch:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._patience.cancel()
                 raise
-        self._parts.layer_puller.keep({digest: blob.size for digest, blob in wanted.items()}, self._patience)
+        self._parts.layer_puller.keep({digest: blob.size for digest, blob in wanted.items()}, pull)
 
     def _document(self, wanted: Descriptor) -> None:
         """Have a manifest or index in the content store, checked."""

@@ -1,5 +1,6 @@
 """Pulls: what arrives whole is listed, what does not leaves an error that names host, reference and cause."""
 
+import errno
 import itertools
 import json
 import threading
@@ -7,16 +8,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NoReturn
 
 import pytest
 
-from bulkhead.config.model import Registry
+from bulkhead.config.model import Bulkhead, Registry
 from bulkhead.errors import (
     BulkheadError,
     Cancelled,
     DataLoss,
     DeadlineExceeded,
     FailedPrecondition,
+    Internal,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
@@ -25,7 +28,9 @@ from bulkhead.errors import (
 )
 from image_svc.oci import media
 from image_svc.patience import Patience
+from image_svc.pulling.download import _PROCESSORS
 from image_svc.registry.connections import READ_TIMEOUT
+from image_svc.unpack.protocol import DiskFull
 from support.fake_registry import FakeRegistry, Handler, Rule
 from support.image_node import Node
 from support.images import Image, Layer, digest
@@ -412,6 +417,63 @@ def test_lying_size_without_a_length(node: Node, registry: FakeRegistry, change:
 
     with pytest.raises(DataLoss, match="the manifest says"):
         node.pull(f"{registry.address}/app:1")
+
+
+def test_what_the_disk_did_not_take(
+    node: Node, registry: FakeRegistry, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that failed in the background, of which the disk speaks but once, is no image; all is fetched anew."""
+    registry.push("app", "1", image)
+    failures, sync = [OSError(errno.EIO, "Input/output error")], node.content.sync
+
+    def sometimes() -> None:
+        if failures:
+            raise failures.pop()
+        sync()
+
+    monkeypatch.setattr(node.content, "sync", sometimes)
+    with pytest.raises(Internal, match="Input/output error"):
+        node.pull(f"{registry.address}/app:1")
+    assert failures == []
+    assert node.catalogue.images() == []
+    assert list(node.content.digests()) == []
+
+    node.pull(f"{registry.address}/app:1")
+
+    for blob in image.blobs()[1]:
+        assert len(registry.asked(f"/blobs/{digest(blob)}")) == 2
+        assert node.content.has(digest(blob))
+
+
+def test_no_room_for_one_more_file(
+    node: Node, registry: FakeRegistry, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that has bytes left and no file is a full one."""
+    registry.push("app", "1", image)
+
+    def full(digest: str, size: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(node.content, "open", full)
+    with pytest.raises(DiskFull, match="No space left on device"):
+        node.pull(f"{registry.address}/app:1")
+
+
+def test_a_disk_that_hangs_under_others(make_node: Make, registry: FakeRegistry, image: Image) -> None:
+    """A download that comes to no turn of writing ends with its time, and its thread as well."""
+    node = make_node(bulkhead=Bulkhead(pull_timeout=0.3))
+    registry.push("app", "1", image)
+    held = [_PROCESSORS.get(timeout=5) for _ in range(_PROCESSORS.qsize())]
+    try:
+        with pytest.raises(DeadlineExceeded):
+            node.pull(f"{registry.address}/app:1")
+        until = time.monotonic() + 5
+        while node.layer_puller.jobs.keys() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert node.layer_puller.jobs.keys() == set()
+    finally:
+        for turn in held:
+            _PROCESSORS.put(turn)
 
 
 def test_stalled_download(node: Node, registry: FakeRegistry) -> None:

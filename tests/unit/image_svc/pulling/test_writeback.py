@@ -1,13 +1,14 @@
 """Syncs in rounds: each for all who asked before it began."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from bulkhead.errors import DeadlineExceeded
+from bulkhead.errors import DeadlineExceeded, Internal
 from image_svc.ingest import Content
 from image_svc.patience import Patience
 from image_svc.pulling.writeback import Writeback
@@ -58,7 +59,7 @@ def test_what_was_written_during_a_sync_waits_for_the_next(disk: SlowDisk, write
     writeback.kick()
     assert disk.begun.acquire(timeout=10)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(writeback.wait, patience())
+        waiting = pool.submit(writeback.wait, patience(), time.monotonic())
         writeback.kick()
         disk.go.release()
         assert disk.begun.acquire(timeout=10)
@@ -73,16 +74,31 @@ def test_a_failure_is_told_to_those_who_wait(disk: SlowDisk, writeback: Writebac
     disk.failure = OSError(28, "No space left on device")
     disk.go.release(2)
     with pytest.raises(DiskFull, match="No space left"):
-        writeback.wait(patience())
+        writeback.wait(patience(), time.monotonic())
     disk.failure = None
-    writeback.wait(patience())
+    writeback.wait(patience(), time.monotonic())
     assert disk.syncs == 2
+
+
+def test_a_failure_that_nobody_waited_for(disk: SlowDisk, writeback: Writeback) -> None:
+    """The disk says once that it could not write: whoever had written by then is told, though the next sync is fine."""
+    before = time.monotonic()
+    disk.failure = OSError(5, "Input/output error")
+    disk.go.release(4)
+    writeback.kick()
+    while writeback._running:
+        time.sleep(0.01)
+    disk.failure = None
+    for _ in range(2):
+        with pytest.raises(Internal, match="Input/output error"):
+            writeback.wait(patience(), before)
+    writeback.wait(patience(), time.monotonic())
 
 
 def test_a_disk_that_hangs_ends_the_wait(disk: SlowDisk, writeback: Writeback) -> None:
     """Whoever waits is let go at the deadline, not when the disk answers."""
     with pytest.raises(DeadlineExceeded):
-        writeback.wait(patience(0.2))
+        writeback.wait(patience(0.2), time.monotonic())
     disk.go.release()
 
 
@@ -91,5 +107,5 @@ def test_snapshots_on_another_file_system(disk: SlowDisk, tmp_path: Path) -> Non
     (tmp_path / "snapshots").rmdir()
     helper = FakeUnpack()
     disk.go.release()
-    Writeback(disk, cast(UnpackClient, helper)).wait(patience())
+    Writeback(disk, cast(UnpackClient, helper)).wait(patience(), time.monotonic())
     assert helper.calls == [("sync",)]
