@@ -144,9 +144,7 @@ class LayerPuller:
 
     def _own(self, layer: Layer, name: int, pull: Pull) -> Unpacking:
         patience = Patience(self._config.bulkhead.pull_timeout, f"layer {layer.digest}")
-        job = self.unpacking(layer, name, pull, self._client, patience)
-        job.future.add_done_callback(lambda _: self._writeback.kick())
-        return job
+        return self.unpacking(layer, name, pull, self._client, patience)
 
     def unpacking(self, layer: Layer, name: int, pull: Pull, unpacker: Unpacker, patience: Patience) -> Unpacking:
         """Return the job, not begun, that fetches a layer and has it unpacked under that name."""

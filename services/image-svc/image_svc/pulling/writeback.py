@@ -1,4 +1,8 @@
-"""Writes the store to disk: in the background while a pull still works, and for good before anything is recorded."""
+"""Has everything on disk before anything is recorded.
+
+Most of it is there already, or on its way: downloads and unpackers send large files' pieces to the disk as they write
+them. Syncing while layers are still unpacked costs more than it saves: a journal's commit holds up who makes files.
+"""
 
 import logging
 import math
@@ -28,10 +32,6 @@ class Writeback:
         self._next: Future[None] | None = None
         #: When a round ended last that the disk failed, and how.
         self._lost_at, self._loss = -math.inf, BulkheadError("")
-
-    def kick(self) -> None:
-        """Ask for a sync soon; nothing is told of it, since what must be durable is synced by whoever says so."""
-        self._ask()
 
     def wait(self, patience: Patience, since: float) -> None:
         """Return once all that was written before is on disk, from a time of `time.monotonic()` on.

@@ -12,7 +12,7 @@ import stat
 from typing import Any
 
 from bulkhead.errors import BulkheadError, InvalidArgument, ResourceExhausted
-from image_svc.unpack import attributes, linux, tar
+from image_svc.unpack import attributes, tar
 from image_svc.unpack.disk import Disk, explain
 from image_svc.unpack.protocol import Limits
 from image_svc.unpack.ring import Ring
@@ -22,8 +22,6 @@ from image_svc.unpack.tar import Entry, shown
 from image_svc.unpack.tree import Directory, components
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Bytes from which on a file's way to the disk begins as soon as it is written, beside the work on those after it.
-_LARGE = 256 * 1024
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."
@@ -134,8 +132,6 @@ class Layer:
             if entry.xattrs:
                 self._ignored_xattrs += attributes.set_xattrs(fd, entry.xattrs)
             os.utime(fd, ns=(entry.mtime, entry.mtime))
-            if entry.size >= _LARGE:
-                linux.sync_file_range(fd)
         finally:
             os.close(fd)
         self._disk.grow(entry.size)

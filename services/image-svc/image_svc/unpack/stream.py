@@ -5,8 +5,11 @@ import os
 from collections.abc import Callable
 
 from bulkhead.errors import DataLoss, ResourceExhausted
+from image_svc.unpack import linux
 
 _CAPACITY = 256 * 1024
+#: Bytes of a file from which on it is large, and of it that are sent to the disk together.
+_LARGE, _PIECE = 256 * 1024, 1024 * 1024
 BLOCK = 512
 
 
@@ -50,8 +53,18 @@ class Stream:
         return b"".join(parts)
 
     def copy(self, size: int, output: int) -> None:
-        """Write the next `size` bytes to a descriptor and skip what pads them to a block."""
-        self.pour(size, output)
+        """Write the next `size` bytes to a new file and skip what pads them to a block.
+
+        A large file's way to the disk begins while it is written, a piece at a time: the disk is kept busy beside the
+        work on what comes after, and never given so much at once that it makes this process wait.
+        """
+        begun = 0
+        while size - begun >= _LARGE:
+            piece = min(_PIECE, size - begun)
+            self.pour(piece, output)
+            linux.sync_file_range(output, begun, piece)
+            begun += piece
+        self.pour(size - begun, output)
         self.skip_padding(size)
 
     def pour(self, size: int, output: int) -> None:
