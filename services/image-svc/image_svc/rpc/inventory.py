@@ -91,9 +91,10 @@ class Inventory:
             reference.parse(text)
         image = self._parts.catalogue.try_find(text)
         if image is not None:
-            entry = self._of_image(image, self._parts.store.targets(), self._parts.store.pulled_at())
+            targets = self._parts.store.targets()
+            entry = self._of_image(image, targets, self._parts.store.pulled_at())
             name = reference.complete(text)
-            return self._by_name(entry, image, name) if name in image.manifests else entry
+            return _by_name(entry, image, name, targets) if name in image.manifests else entry
         content = self._contents_entries()
         name = reference.complete(text)
         matches = [entry for entry in content if name in entry.names] or self._by_digest(text, content)
@@ -147,7 +148,7 @@ class Inventory:
         with suppress(BulkheadError):
             self._describe(made, entry)
         for name in entry.names if entry.image is not None else ():
-            self._describe_other(made, entry, name)
+            self._describe_other(made, entry, name, facts.targets)
         return made
 
     def _describe(self, made: images_pb2.ImageSummary, entry: Entry) -> None:
@@ -164,10 +165,10 @@ class Inventory:
         labels = inner.get("Labels") if isinstance(inner, dict) else None
         made.labels.update(_texts(labels))
 
-    def _describe_other(self, made: images_pb2.ImageSummary, entry: Entry, name: str) -> None:
+    def _describe_other(self, made: images_pb2.ImageSummary, entry: Entry, name: str, targets: dict[str, str]) -> None:
         """Describe what another name of an image offers; one may stand for an index, another for a manifest of it."""
         assert entry.image is not None
-        other = self._by_name(entry, entry.image, name)
+        other = _by_name(entry, entry.image, name, targets)
         if other.target == entry.target or other.target in made.target_platforms:
             return
         with suppress(BulkheadError):
@@ -190,10 +191,6 @@ class Inventory:
         name = image.names[0]
         manifest = image.manifests[name]
         return Entry(image.id, image.names, manifest, targets.get(name, manifest), pulled.get(image.id, 0), image)
-
-    def _by_name(self, entry: Entry, image: Image, name: str) -> Entry:
-        manifest = image.manifests[name]
-        return replace(entry, manifest=manifest, target=self._parts.store.targets().get(name, manifest))
 
     def _contents_entries(self) -> list[Entry]:
         grouped: dict[str, list[ContentName]] = {}
@@ -227,6 +224,11 @@ class Inventory:
             wanted = f"sha256:{digits}"
             found = [entry for entry in self.entries() if wanted in (entry.manifest, entry.target)]
         return found
+
+
+def _by_name(entry: Entry, image: Image, name: str, targets: dict[str, str]) -> Entry:
+    manifest = image.manifests[name]
+    return replace(entry, manifest=manifest, target=targets.get(name, manifest))
 
 
 def _nanoseconds(value: object) -> int:

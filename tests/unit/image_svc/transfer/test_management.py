@@ -57,6 +57,22 @@ def test_find(node: Station, here: str, image: Image) -> None:
     assert code(lambda: node.stub.Inspect(pb.InspectRequest(), timeout=5))[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_a_list_reads_the_names_once(node: Station, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of many names takes no look at all of them for each."""
+    node.stub.Tag(pb.TagRequest(image="app:1", names=[f"app:{number}" for number in range(2, 20)]), timeout=5)
+    looks, targets = 0, node.parts.store.targets
+
+    def counted() -> dict[str, str]:
+        nonlocal looks
+        looks += 1
+        return targets()
+
+    monkeypatch.setattr(node.parts.store, "targets", counted)
+    (found,) = node.stub.List(pb.ListRequest(), timeout=5).images
+    assert len(found.repo_tags) == 19
+    assert looks <= 2
+
+
 def test_tag(node: Station, here: str) -> None:
     """A further name is listed by the CRI; one that another image has moves, unless that is not wanted."""
     answer = node.stub.Tag(pb.TagRequest(image=here[7:20], names=["x.io/a:2", "b"]), timeout=5)
