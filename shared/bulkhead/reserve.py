@@ -21,7 +21,7 @@ class Reserve:
     def keep(self) -> None:
         """Take the blocks, or take them back, where there is room for more than them."""
         with suppress(OSError):
-            if self._held() or self._room() < _EASE:
+            if self._held() >= SIZE or self._room() < _EASE:
                 return
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -32,14 +32,16 @@ class Reserve:
     def spend(self) -> None:
         """Give the blocks up if there is no room beside them."""
         with suppress(OSError):
+            # Also a part of them, where the disk became full while they were taken.
             if self._room() < SIZE and self._held():
                 os.truncate(self._path, 0)
 
-    def _held(self) -> bool:
+    def _held(self) -> int:
+        """Return the bytes that are held."""
         try:
-            return self._path.stat().st_blocks * 512 >= SIZE
+            return self._path.stat().st_blocks * 512
         except FileNotFoundError:
-            return False
+            return 0
 
     def _room(self) -> int:
         disk = os.statvfs(self._path.parent)

@@ -39,3 +39,12 @@ def test_a_disk_that_is_full_already(tmp_path: Path, monkeypatch: pytest.MonkeyP
     reserve = Reserve(tmp_path / "images.reserve")
     reserve.spend()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_became_full_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the blocks, which is all that was to be had, is given up as well."""
+    file = tmp_path / "images.reserve"
+    file.write_bytes(bytes(SIZE // 2))
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=0, f_frsize=4096))
+    Reserve(file).spend()
+    assert file.stat().st_blocks == 0

@@ -60,7 +60,7 @@ class KeptContent:
 
     def demote(self: Database, name: str, target: str, digests: Iterable[str]) -> None:
         """Make a name of an unpacked image one of content that is kept; nothing happens to other names."""
-        with self._change(listed=True) as db:
+        with self._change(listed=True, frees=True) as db:
             if not db.execute("DELETE FROM names WHERE name = ? AND target = ?", (name, target)).rowcount:
                 return
             db.execute(

@@ -44,7 +44,7 @@ class ProxiedLayers:
 
     def remove_proxied(self: Database, snapshotter: str, chain_id: str) -> None:
         """Forget a layer; an unknown one is success."""
-        with self._change() as db:
+        with self._change(frees=True) as db:
             db.execute("DELETE FROM proxied_layers WHERE snapshotter = ? AND chain_id = ?", (snapshotter, chain_id))
 
     def proxied_usage(self: Database) -> dict[str, tuple[int, int]]:
