@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bulkhead.errors import BulkheadError, DataLoss, FailedPrecondition, NotFound, PermissionDenied
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
+from image_svc import telemetry
 from image_svc.kubelet_errors import SignatureValidationFailed
 from image_svc.leases import Lease
 from image_svc.oci import digests, media, reference
@@ -205,15 +206,28 @@ class _Fetch:
         if self._parts.content.has(wanted.digest, wanted.size):
             shown.state, shown.received = LayerState.PRESENT, wanted.size
             return
-        with self._parts.layer_puller.downloading(wanted, pull, self._patience) as (job, _):
+        while not self._arrived(wanted, shown, pull):
+            telemetry.RETRIES.labels("shared").inc()
+        shown.received, shown.state = wanted.size, LayerState.UNPACKED
+
+    def _arrived(self, wanted: Descriptor, shown: LayerProgress, pull: Pull) -> bool:
+        """Download a blob, or wait for another pull that does; False if that failed, as ours need not."""
+        with self._parts.layer_puller.downloading(wanted, pull, self._patience) as (job, mine):
             shown.state = LayerState.DOWNLOADING
             job.show(shown)
             try:
                 self._patience.wait(job.future)
-            except BulkheadError:
+            except BulkheadError as error:
+                if (
+                    not mine
+                    and not self._patience.cancelled
+                    and self._patience.left
+                    and not isinstance(error, DataLoss)
+                ):
+                    return False
                 shown.state = LayerState.FAILED
                 raise
-        shown.received, shown.state = wanted.size, LayerState.UNPACKED
+        return True
 
 
 def _chosen(tree: Tree, wanted: Selection, host: Platform, where: str) -> Sequence[Variant]:

@@ -14,7 +14,7 @@ from bulkhead.proto import images_pb2 as pb
 from bulkhead.proto import images_pb2 as run
 from image_svc.rpc.transfers import message
 from support import archives
-from support.fake_registry import FakeRegistry, Handler
+from support.fake_registry import FakeRegistry, Handler, fake_registry
 from support.image_station import Station, station
 from support.images import MEDIA, Image, Layer, digest
 
@@ -447,6 +447,37 @@ def test_a_pull_by_hand_and_the_kubelets_share(node: Station, multi: str, regist
         each.path for each in registry.asked("/blobs/") if each.path.rpartition("/")[2] != last.result.images[0].id
     ]
     assert len(layers) == len(set(layers))
+
+
+def test_a_pull_by_hand_beside_one_that_fails(node: Station, registry: FakeRegistry, image: Image) -> None:
+    """Whoever joined a download that another registry then refuses fetches the blob from its own."""
+    registry.push("app", "1", image)
+    blob = digest(image.blobs()[1][0])
+    asked, refuse = threading.Event(), threading.Event()
+
+    def refused(handler: Handler) -> bool:
+        asked.set()
+        refuse.wait(10)
+        handler.send_response(403)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+        return True
+
+    with fake_registry() as other:
+        other.push("app", "1", image)
+        other.on(blob, refused)
+        first = node.stub.Pull(pb.PullRequest(image=f"{other.address}/app:1", no_unpack=True), timeout=20)
+        assert asked.wait(10)
+        second = node.stub.Pull(pb.PullRequest(image=f"{registry.address}/app:1", no_unpack=True), timeout=20)
+        until = time.monotonic() + 10
+        while (blob, pb.Part.MOVING) not in {(part.digest, part.state) for part in next(second).progress.parts}:
+            assert time.monotonic() < until
+        refuse.set()
+
+        *_, last = second
+        assert last.result.digest == digest(image.manifest())
+        with pytest.raises(grpc.RpcError):
+            list(first)
 
 
 def test_an_encrypted_pull_without_its_key(tmp_path: Path, registry: FakeRegistry, image: Image) -> None:
