@@ -8,6 +8,8 @@ from image_svc.unpack.paths import PathList
 from image_svc.unpack.tree import Directory
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Mode of a directory that an entry's path implies, in the first layer; in others it takes that of the one below.
+IMPLIED = 0o755
 _ACLS = frozenset((b"system.posix_acl_access", b"system.posix_acl_default"))
 
 
@@ -38,7 +40,10 @@ def set_xattrs(fd: int, xattrs: Mapping[bytes, bytes]) -> int:
 
 
 class Finisher:
-    """Walks the directories of a layer; lists the implied ones (parents first) and the opaque ones."""
+    """Walks the directories of a layer; lists the implied ones (parents first) and the opaque ones.
+
+    An implied directory was made as it shall be until it is settled, so only described ones are opened.
+    """
 
     def __init__(self, implicit: int, opaque: int) -> None:
         """Write the lists to these two descriptors."""
@@ -48,16 +53,22 @@ class Finisher:
 
     def run(self, root: Directory, root_fd: int) -> None:
         """Do it; an open descriptor for each level of the walk, so the depth must be bounded."""
-        fds = [root_fd]
+        names, fds = [b""], [root_fd]
         todo: list[tuple[Directory, int]] = [(root, 0)]
         while todo:
             directory, level = todo.pop()
+            del names[level:]
+            names.append(directory.name)
             while len(fds) > max(level, 1):
                 os.close(fds.pop())
-            fd = root_fd if level == 0 else os.open(directory.name, _OPEN, dir_fd=fds[level - 1])
-            if level:
-                fds.append(fd)
-            self._describe(directory, fd)
+            if directory.opaque:
+                self.opaque.add(directory.path())
+            if directory.metadata is None:
+                self.implicit.add(directory.path())
+            if directory.metadata is not None or not level:  # the root may be somebody else's
+                while len(fds) <= level:
+                    fds.append(os.open(names[len(fds)], _OPEN, dir_fd=fds[-1]))
+                self._describe(directory, fds[level])
             todo.extend((child, level + 1) for child in directory.children.values() if isinstance(child, Directory))
         while len(fds) > 1:
             os.close(fds.pop())
@@ -65,11 +76,8 @@ class Finisher:
         self.opaque.flush()
 
     def _describe(self, directory: Directory, fd: int) -> None:
-        if directory.opaque:
-            self.opaque.add(directory.path())
         if directory.metadata is None:
-            self.implicit.add(directory.path())
-            os.fchmod(fd, 0o755)
+            os.fchmod(fd, IMPLIED)
             return
         mode, uid, gid, mtime, xattrs = directory.metadata
         os.fchown(fd, uid, gid)

@@ -8,11 +8,14 @@ from typing import TypeVar
 
 from bulkhead.errors import BulkheadError, Internal, InvalidArgument, ResourceExhausted
 from image_svc.unpack import linux, removal
+from image_svc.unpack.attributes import IMPLIED
 from image_svc.unpack.protocol import DiskFull, Limits
 from image_svc.unpack.tar import shown
 from image_svc.unpack.tree import Directory, Tree
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: A directory by its own name, to make and change names in.
+_NAMED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PAGE = 4096
 #: Directories kept open: below RLIMIT_NOFILE with room for the walks.
 _HANDLES = 400
@@ -45,7 +48,11 @@ class Disk:
         """Return an open descriptor of a directory, kept until too many are."""
         if directory.handle < 0:
             self.reserve(1)
-            directory.handle = linux.openat2(self.root, directory.path(), os.O_PATH | os.O_DIRECTORY)
+            above = directory.parent
+            if above is not None and above.handle >= 0:
+                directory.handle = os.open(directory.name, _NAMED, dir_fd=above.handle)
+            else:
+                directory.handle = linux.openat2(self.root, directory.path(), os.O_PATH | os.O_DIRECTORY)
             self._handles.append(directory)
         return directory.handle
 
@@ -80,10 +87,10 @@ class Disk:
         """Make a directory in place of whatever is there; opaque if that was a whiteout."""
         opaque = False
         try:
-            self._mkdir(parent, base)
+            self._mkdir(parent, base, 0o700)
         except FileExistsError:
             opaque = self._clear(parent, base)
-            self._mkdir(parent, base)
+            self._mkdir(parent, base, 0o700)
         child = self.tree.add(parent, base)
         child.opaque = opaque
         return child
@@ -98,22 +105,22 @@ class Disk:
         self.whiteouts += 1
         self.inodes += 1
 
-    def _mkdir(self, parent: Directory, base: bytes) -> None:
+    def _mkdir(self, parent: Directory, base: bytes, mode: int) -> None:
         self.count()
-        os.mkdir(base, 0o700, dir_fd=self.handle(parent))
+        os.mkdir(base, mode, dir_fd=self.handle(parent))
         self.inodes += 1
         self.bytes += _PAGE
 
     def _imply(self, parent: Directory, base: bytes) -> bool:
         """Make a directory that an entry's path needs and no entry described; True if a whiteout stood there."""
         try:
-            self._mkdir(parent, base)
+            self._mkdir(parent, base, IMPLIED)
         except FileExistsError:
             found = os.stat(base, dir_fd=self.handle(parent), follow_symlinks=False)
             if not _is_whiteout(found):
                 raise InvalidArgument(f"{shown(base)} in its path is not a directory") from None
             self._clear(parent, base)
-            self._mkdir(parent, base)
+            self._mkdir(parent, base, IMPLIED)
             return True
         return False
 

@@ -58,6 +58,13 @@ class Stream:
         A large file's way to the disk begins while it is written, a piece at a time: the disk is kept busy beside the
         work on what comes after, and never given so much at once that it makes this process wait.
         """
+        end = self._position + size
+        if end <= self._end:  # as most files are, it is here as a whole
+            if os.write(output, self._memory[self._position : end]) == size:
+                self._position = end
+                self.skip_padding(size)
+                return
+            os.lseek(output, 0, os.SEEK_SET)
         begun = 0
         while size - begun >= _LARGE:
             piece = min(_PIECE, size - begun)

@@ -118,9 +118,13 @@ class Tree:
         raise _Missing
 
     def _walk(self, path: bytes, missing: Callable[[Directory, bytes], Directory]) -> Directory:
-        here = self.root
+        here, left = self.root, path
+        above, _, base = path.rpartition(b"/")
+        known = self._known.get(above)
+        if known is not None and known.live and base not in (b"", b".", b".."):
+            here, left = known, base
         # Components still to go, last first, each with whether a link's target brought it in.
-        todo = [(part, False) for part in reversed(components(path))]
+        todo = [(part, False) for part in reversed(components(left))]
         links = 0
         while todo:
             part, from_link = todo.pop()
