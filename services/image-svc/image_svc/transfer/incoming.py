@@ -12,6 +12,7 @@ from image_svc.oci.reference import Reference
 from image_svc.parts import Parts
 from image_svc.patience import Patience
 from image_svc.pulling.progress import Progress
+from image_svc.slots import Slots
 from image_svc.transfer.archive import read
 from image_svc.transfer.contents import Contents, Tree, Variant
 from image_svc.transfer.layout import Incoming, Layouts
@@ -64,6 +65,8 @@ class Importer:
         self._parts = parts
         self._contents = contents
         self._host = host
+        #: For whoever gives names: what another import gave meanwhile is nobody's to take back.
+        self._naming = Slots(1)
         discard_leftovers(parts.content, parts.store)
 
     def run(self, blocks: Iterable[bytes], options: Options, patience: Patience, watch: Watch) -> list[Taken]:
@@ -78,9 +81,13 @@ class Importer:
             archive = read(blocks, staging, parts.content, patience, limits.import_max_bytes)
             incoming = Layouts(archive, parts.content, staging, patience).images(options.names, options.base_name)
             plans = [self._plan(each, options) for each in incoming]
-            given = {str(name) for plan in plans for name in _all_names(plan.incoming)} - set(parts.store.targets())
-            with all_or_none(parts.content, parts.store, given):
-                return [self._land(plan, options.snapshotter, patience, watch) for plan in plans]
+            names = {str(name) for plan in plans for name in _all_names(plan.incoming)}
+            patience.acquire(self._naming)
+            try:
+                with all_or_none(parts.content, parts.store, names - set(parts.store.targets())):
+                    return [self._land(plan, options.snapshotter, patience, watch) for plan in plans]
+            finally:
+                self._naming.release()
 
     def _plan(self, incoming: Incoming, options: Options) -> _Plan:
         """Choose the platforms of one image; every blob of theirs must be here."""

@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,35 @@ def test_a_failure_takes_back_the_names_it_gave(node: Station, image: Image) -> 
     ]
     data = archives.tar(archives.layout(entries, {**archives.image_blobs(image), **archives.image_blobs(bad)}))
     assert refused(node, data)[0] is grpc.StatusCode.DATA_LOSS
+
+
+def test_a_failure_beside_another_import(node: Station, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names that another import has given meanwhile stay, though one that fails had given them as well."""
+    bad = Image([b"no tar at all"])
+    entries = [
+        archives.entry(each.manifest(), MEDIA["oci"]["manifest"], **{FULL_NAME: f"x.io/{name}:1"})
+        for name, each in (("good", image), ("bad", bad))
+    ]
+    data = archives.tar(archives.layout(entries, {**archives.image_blobs(image), **archives.image_blobs(bad)}))
+    real, begun, gate = Importer._land, threading.Event(), threading.Event()
+
+    def land(self: Importer, plan: Any, *rest: Any) -> Any:
+        if str(plan.incoming.names[0]) == "x.io/bad:1":
+            begun.set()
+            gate.wait(10)
+        return real(self, plan, *rest)
+
+    monkeypatch.setattr(Importer, "_land", land)
+    with ThreadPoolExecutor(2) as pool:
+        fails = pool.submit(node.send, data)
+        assert begun.wait(10)
+        works = pool.submit(node.send, archives.tar(archives.oci(image, "x.io/good:1")))
+        wait([works], timeout=0.5)
+        gate.set()
+        assert works.result(10).names
+        with pytest.raises(grpc.RpcError):
+            fails.result(10)
+    assert [name for name in node.listed() if "@" not in name] == ["x.io/good:1"]
 
 
 def test_a_crash_in_mid_import(tmp_path: Path) -> None:
