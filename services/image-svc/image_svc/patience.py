@@ -26,7 +26,8 @@ class Patience:
         self._what = what
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
-        self._wakers: set[Callable[[], None]] = set()
+        #: By block, since two may be woken in one way.
+        self._wakers: dict[object, Callable[[], None]] = {}
 
     def cancel(self) -> None:
         """Call the operation off and wake its blocked threads; a second call does nothing."""
@@ -34,7 +35,7 @@ class Patience:
             if self._cancelled.is_set():
                 return
             self._cancelled.set()
-            wakers = list(self._wakers)
+            wakers = list(self._wakers.values())
         for wake in wakers:
             wake()
 
@@ -85,14 +86,15 @@ class Patience:
     @contextmanager
     def interruptible(self, wake: Callable[[], None]) -> Iterator[None]:
         """Have `wake` called, from another thread, if the operation is called off during the block."""
+        key = object()
         with self._lock:
-            self._wakers.add(wake)
+            self._wakers[key] = wake
         try:
             self.check()
             yield
         finally:
             with self._lock:
-                self._wakers.discard(wake)
+                del self._wakers[key]
 
     @contextmanager
     def bounded(self, wake: Callable[[], None]) -> Iterator[None]:
