@@ -17,7 +17,7 @@ from image_svc.transfer.archive import read
 from image_svc.transfer.contents import Contents, Tree, Variant
 from image_svc.transfer.layout import Incoming, Layouts
 from image_svc.transfer.selection import Selection
-from image_svc.transfer.staging import Staging, all_or_none, discard_leftovers
+from image_svc.transfer.staging import Staging, all_or_none, discard_leftovers, take_back
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class Importer:
             names = {str(name) for plan in plans for name in _all_names(plan.incoming)}
             patience.acquire(self._naming)
             try:
+                take_back(parts.content, parts.store)
                 with all_or_none(parts.content, parts.store, names - set(parts.store.targets())):
                     return [self._land(plan, options.snapshotter, patience, watch) for plan in plans]
             finally:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 from collections.abc import Collection, Iterable, Iterator
@@ -22,6 +23,8 @@ from image_svc.unpack.protocol import DiskFull
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+logger = logging.getLogger(__name__)
 
 #: What the names of files begin with that are still being written, among the partial downloads; and what those end
 #: with that list names.
@@ -132,7 +135,10 @@ class Staging:
 
 @contextmanager
 def all_or_none(content: Content, store: Store, names: Collection[str]) -> Iterator[None]:
-    """Take names back unless the block that gives them comes to its end; after a crash the next start does that."""
+    """Take names back unless the block that gives them comes to its end; after a crash the next start does that.
+
+    One at a time.
+    """
     path = content.partial(f"{_PREFIX}{secrets.token_hex(8)}{_NAMES}")
     try:
         with path.open("x") as file:
@@ -146,23 +152,40 @@ def all_or_none(content: Content, store: Store, names: Collection[str]) -> Itera
     try:
         yield
     except BaseException:
-        store.remove_names(names)
-        path.unlink()
+        try:
+            store.remove_names(names)
+            path.unlink()
+        except (BulkheadError, OSError) as error:  # why the block failed says more
+            logger.warning("names that a failed import gave are left to the next one: %s", error)
         raise
     path.unlink()
     fsync_directory(path.parent)
 
 
-def discard_leftovers(content: Content, store: Store) -> None:
-    """Remove the files of imports and the like that a crash cut short, and names they gave; none may be under way."""
-    for entry in list(content.partials()):
-        if not entry.name.startswith(_PREFIX):
-            continue
+def take_back(content: Content, store: Store) -> None:
+    """Take back the names that imports gave which then failed or were killed; none may be giving names."""
+    for entry in _files(content):
         if entry.name.endswith(_NAMES):
             with suppress(ValueError):  # it was cut itself, so that no name had been given
                 store.remove_names(json.loads(Path(entry.path).read_bytes()))
-        os.unlink(entry.path)
-        telemetry.REMOVED.labels("partial").inc()
+            os.unlink(entry.path)
+            telemetry.REMOVED.labels("partial").inc()
+
+
+def discard_leftovers(content: Content, store: Store) -> None:
+    """Remove the files of imports and the like that a crash cut short, and names they gave; none may be under way."""
+    for entry in _files(content):
+        if not entry.name.endswith(_NAMES):
+            os.unlink(entry.path)
+            telemetry.REMOVED.labels("partial").inc()
+    try:
+        take_back(content, store)
+    except BulkheadError as error:  # a disk without any room, which only a running service can do something about
+        logger.warning("names that an interrupted import gave are left to the next one: %s", error)
+
+
+def _files(content: Content) -> "list[os.DirEntry[str]]":
+    return [entry for entry in content.partials() if entry.name.startswith(_PREFIX)]
 
 
 def _write_all(fd: int, piece: bytes) -> None:

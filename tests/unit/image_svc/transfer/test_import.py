@@ -10,7 +10,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import grpc
 import pytest
 import zstandard
 
-from bulkhead.errors import Cancelled
+from bulkhead.errors import Cancelled, ResourceExhausted
 from bulkhead.proto import images_pb2 as pb
 from image_svc.patience import Patience
+from image_svc.store import Store
 from image_svc.transfer.archive import read
 from image_svc.transfer.incoming import Importer
 from image_svc.transfer.staging import Staging
@@ -46,6 +47,16 @@ def refused(node: Station, data: bytes, options: pb.ImportOptions | None = None)
     assert node.blobs() == set()
     assert list(node.parts.content.partials()) == []
     return caught.value.code(), caught.value.details() or ""
+
+
+def good_and_bad(image: Image) -> bytes:
+    """Return an archive of an image, x.io/good:1, and one after it that cannot be unpacked, x.io/bad:1."""
+    bad = Image([b"no tar at all"])
+    entries = [
+        archives.entry(each.manifest(), MEDIA["oci"]["manifest"], **{FULL_NAME: f"x.io/{name}:1"})
+        for name, each in (("good", image), ("bad", bad))
+    ]
+    return archives.tar(archives.layout(entries, {**archives.image_blobs(image), **archives.image_blobs(bad)}))
 
 
 @pytest.mark.parametrize("family", ["oci", "docker"])
@@ -295,23 +306,39 @@ def test_options_come_first(node: Station) -> None:
 
 def test_a_failure_takes_back_the_names_it_gave(node: Station, image: Image) -> None:
     """When the second image of an archive cannot be unpacked, the first one's names go as well."""
-    bad = Image([b"no tar at all"])
-    entries = [
-        archives.entry(each.manifest(), MEDIA["oci"]["manifest"], **{FULL_NAME: f"x.io/{name}:1"})
-        for name, each in (("good", image), ("bad", bad))
-    ]
-    data = archives.tar(archives.layout(entries, {**archives.image_blobs(image), **archives.image_blobs(bad)}))
-    assert refused(node, data)[0] is grpc.StatusCode.DATA_LOSS
+    assert refused(node, good_and_bad(image))[0] is grpc.StatusCode.DATA_LOSS
+
+
+def test_names_that_could_not_be_taken_back(tmp_path: Path, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go at the next import, or the next start that can; those that are given after that stay."""
+    remove = Store.remove_names
+
+    def full(self: Store, names: Iterable[str]) -> None:
+        if gone := list(names):
+            raise ResourceExhausted(f"no room to forget {gone}")
+
+    def tags(node: Station) -> list[str]:
+        return [name for name in node.listed() if "@" not in name]
+
+    monkeypatch.setattr(Store, "remove_names", full)
+    with station(tmp_path) as node:
+        with pytest.raises(grpc.RpcError, match="not a tar"):
+            node.send(good_and_bad(image))
+        assert tags(node) == ["x.io/good:1"]
+        helper = node.unpack
+    with station(tmp_path, helper=helper) as node:
+        assert tags(node) == ["x.io/good:1"]
+        monkeypatch.setattr(Store, "remove_names", remove)
+        node.send(archives.tar(archives.oci(image, "x.io/other:1")))
+        assert tags(node) == ["x.io/other:1"]
+        node.send(archives.tar(archives.oci(image, "x.io/good:1")))
+    with station(tmp_path, helper=helper) as node:
+        assert tags(node) == ["x.io/good:1", "x.io/other:1"]
 
 
 def test_a_failure_beside_another_import(node: Station, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """The names that another import has given meanwhile stay, though one that fails had given them as well."""
-    bad = Image([b"no tar at all"])
-    entries = [
-        archives.entry(each.manifest(), MEDIA["oci"]["manifest"], **{FULL_NAME: f"x.io/{name}:1"})
-        for name, each in (("good", image), ("bad", bad))
-    ]
-    data = archives.tar(archives.layout(entries, {**archives.image_blobs(image), **archives.image_blobs(bad)}))
+    data = good_and_bad(image)
     real, begun, gate = Importer._land, threading.Event(), threading.Event()
 
     def land(self: Importer, plan: Any, *rest: Any) -> Any:
