@@ -13,6 +13,8 @@ from typing import Any
 
 from image_svc.unpack import attributes, linux, paths
 
+#: Levels of a path that may each leave a look to the one above: a look is a call within a call.
+_NESTED = 64
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -87,6 +89,8 @@ class Search:
             begun += step + b"/"
             above = _Visible(_seen(above, begun[:-1]))
             self._way.append((begun, above))
+            if not len(self._way) % _NESTED:
+                list(above)
         nearest = next(iter(above), None)
         return nearest.open(path) if nearest else -1
 

@@ -84,3 +84,12 @@ def test_a_new_tree_costs_no_look_at_each_of_its_directories() -> None:
     looks = lower.looks
     assert [search.find(path) for path in (b"b/a", b"b/a/a", b"b/a/b", b"b/b")] == [-1] * 4
     assert lower.looks == looks
+
+
+def test_a_deep_path_is_found_in_a_farther_layer() -> None:
+    """However deep both layers go, the one that goes further is found."""
+    deep = b"/".join([b"a"] * 900)
+    lowers = [Imagined({deep}, set(), set()), Imagined({deep + b"/b"}, set(), set())]
+    fd = Search(lowers).find(deep + b"/b")
+    os.close(fd)
+    assert Imagined.opened[-1] is lowers[1]
