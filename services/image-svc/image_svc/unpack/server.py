@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: Operations at a time; beyond that ResourceExhausted.
 MAX_JOBS = 64
+#: Seconds from a removal on in which others may follow, so that one worker does for all of them.
+GATHER_SECONDS = 0.2
 #: Seconds to wait at the end for workers that were killed.
 STOP_SECONDS = 3.0
 
@@ -67,7 +69,8 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._jobs: dict[socket.socket, Job] = {}
         self._remover: Worker | None = None
-        self._trash_waits = True
+        #: When to look for what was thrown away, None if nothing was since the last look.
+        self._trash_due: float | None = time.monotonic()
         self._stopping = False
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
@@ -100,6 +103,8 @@ class Server:
     def _patience(self) -> float | None:
         """Return the seconds until the next deadline, None without any."""
         deadlines = [job.deadline for job in self._jobs.values() if job.worker and not job.reason]
+        if self._trash_due is not None and self._remover is None:
+            deadlines.append(self._trash_due)
         return max(min(deadlines) - time.monotonic(), 0.0) if deadlines else None
 
     def _check_deadlines(self) -> None:
@@ -211,7 +216,7 @@ class Server:
         job.running.close()
         del self._jobs[job.connection]
         self._close_descriptors(job.request)
-        self._trash_waits = True
+        self._trash_due = self._trash_due or time.monotonic() + GATHER_SECONDS
         if job.gone:
             job.connection.close()
             return
@@ -233,9 +238,9 @@ class Server:
             os.close(request.descriptors.pop())
 
     def _empty_trash(self) -> None:
-        """Start the remover if something was thrown away and it is not at it."""
-        if self._trash_waits and self._remover is None:
-            self._trash_waits = False
+        """Start the remover if it is time, something was thrown away, and it is not at it."""
+        if self._trash_due is not None and self._remover is None and time.monotonic() >= self._trash_due:
+            self._trash_due = None
             if (step := self._operations.empty_trash()) is None:
                 return
             worker = self._remover = Worker(step)
