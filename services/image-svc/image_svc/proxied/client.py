@@ -195,7 +195,7 @@ class Proxy:
     def _explained(self, error: grpc.Call, limit: float) -> BulkheadError:
         code, details = error.code(), error.details() or ""
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded(f"{self} did not answer within {limit:.2g} s")
+            return DeadlineExceeded(f"{self} did not answer within {round(limit, 1):g} s")
         return from_code(code.value[0], f"{self}: {details}")
 
     def _refused(self) -> BulkheadError | None:
