@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from bulkhead.config.model import KeyRule
+from bulkhead.errors import InvalidArgument
 from bulkhead.proto import keys_pb2
 
 _HEX = re.compile(r"[0-9a-f]+").fullmatch
@@ -50,6 +51,18 @@ def _labelled(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Return a key's name as keys have it: digits however they are written; a URI or a provider's name as it is."""
+    """Return a key's name as keys have it: digits and a token's URI however they are written, a provider's as it is.
+
+    InvalidArgument for a URI that could be no key's: a key that no rule names is for all.
+    """
+    if name.strip().lower().startswith("pkcs11:"):
+        # Where needed: a node without tokens pays nothing for them.
+        from decryptor.schemes import pkcs11
+
+        try:
+            return pkcs11.named(name.strip())
+        except InvalidArgument as error:
+            # The name is not quoted: who copies a key file's URI copies its PIN.
+            raise InvalidArgument(f"bulkhead.key_policy: keys names a token's key, and {error}") from None
     digits = "".join(name.lower().removeprefix("sha256:").removeprefix("0x").replace(":", "").split())
     return digits if _HEX(digits) else name

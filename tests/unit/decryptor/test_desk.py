@@ -176,6 +176,30 @@ def test_fingerprints_as_programs_write_them(written: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "written",
+    [
+        "pkcs11:object=node;token=My%20HSM",
+        "pkcs11:token=My%20HSM;object=node",
+        "PKCS11:token=My%20HSM;object=n%6fde",
+        "pkcs11:token=My%20HSM;object=node?module-name=softhsm2&pin-value=1234",
+        " pkcs11:token=My%20HSM;object=node\n",
+    ],
+)
+def test_a_tokens_key_as_its_file_writes_it(written: str) -> None:
+    """A rule may have the URI of the key file, or as it is shown: a name that met no key would leave the key to all."""
+    policy = Policy([KeyRule(namespaces=("payments",), keys=(written,))])
+
+    assert policy.withheld(keys_pb2.Use(namespace="web")) == {"pkcs11:object=node;token=My%20HSM"}
+
+
+def test_a_tokens_key_that_cannot_be_named_so() -> None:
+    """A rule with a URI that no key can have is refused rather than passed over, and a PIN in it is not told."""
+    with pytest.raises(InvalidArgument, match=r"bulkhead\.key_policy: .*attributes") as caught:
+        Policy([KeyRule(namespaces=("payments",), keys=("pkcs11:node?pin-value=1234",))])
+    assert "1234" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("scheme", "named"),
     [("provider.vault", "provider:vault"), ("pkcs11", "pkcs11:object=node;token=My%20HSM")],
 )

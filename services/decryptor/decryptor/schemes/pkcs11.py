@@ -41,7 +41,16 @@ class KeyFile:
     @property
     def name(self) -> str:
         """The URI without its query: neither PIN nor module are in it."""
-        return "pkcs11:" + ";".join(f"{key}={urllib.parse.quote(value)}" for key, value in sorted(self.path.items()))
+        return _name(self.path)
+
+
+def named(uri: str) -> str:
+    """Return the name of the key whose file holds this URI, however it is written; InvalidArgument if it is none."""
+    return _name(_parse(uri)[0])
+
+
+def _name(path: Mapping[str, bytes]) -> str:
+    return "pkcs11:" + ";".join(f"{key}={urllib.parse.quote(value)}" for key, value in sorted(path.items()))
 
 
 def key_file(data: bytes) -> KeyFile:
