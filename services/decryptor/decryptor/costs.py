@@ -63,7 +63,8 @@ def check_pkcs8(data: bytes) -> None:
         _check_rounds(settings.part(1, der.INTEGER))
     elif kind == _SCRYPT:
         n, r, p = (settings.part(index, der.INTEGER).integer for index in (1, 2, 3))
-        _check_memory(f"scrypt with N={n}, r={r}, p={p}", 128 * n * r, 128 * n * r * p)
+        # The p blocks that it begins with are made and held at once, beside the memory that one of them is mixed in.
+        _check_memory(f"scrypt with N={n}, r={r}, p={p}", 128 * r * (n + p), 128 * r * (n + 1) * p)
     else:
         raise Malformed("an unknown key derivation")
 
@@ -97,7 +98,7 @@ def _check_memory(what: str, memory: int, work: int) -> None:
 
 
 def _of_packet(body: bytes) -> int:
-    """Return how many bytes are hashed for the password of one packet."""
+    """Return how many bytes are hashed, or gone through by Argon2, for the password of one packet."""
     version, at = body[0], after_material(body)
     usage, at = body[at], at + 1
     if usage not in (_AEAD, _CFB, _CFB_CHECKSUM):
@@ -108,6 +109,7 @@ def _of_packet(body: bytes) -> int:
         passes, lanes, exponent = body[at + 17], body[at + 18], body[at + 19]
         memory = 1024 << exponent
         _check_memory(f"Argon2 with t={passes}, p={lanes}, m={exponent}", memory, memory * passes)
+        return memory * passes
     if body[at] == _ITERATED:
         count = body[at + 10]
         return (16 + (count & 15)) << ((count >> 4) + 6)

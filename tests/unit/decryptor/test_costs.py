@@ -67,9 +67,9 @@ def test_too_many_rounds_disable_the_key(derivation: str, form: type[bytes]) -> 
     assert "openssl pkcs8 -topk8 -iter" in complaint
 
 
-@pytest.mark.parametrize("numbers", [(2**31, 8, 1), (2**14, 2**20, 1), (2**14, 8, 2**20)])
+@pytest.mark.parametrize("numbers", [(2**31, 8, 1), (2**14, 2**20, 1), (2**14, 8, 2**20), (2, 1, 2**22)])
 def test_too_much_of_scrypt_disables_the_key(numbers: tuple[int, int, int]) -> None:
-    """N and r that take gigabytes, and a p that goes through as many, are not begun."""
+    """N and r that take gigabytes, and a p that goes through as many or begins with them, are not begun."""
     n, r, p = numbers
 
     assert f"is protected by scrypt with N={n}, r={r}, p={p}: " in recognise(protected(SCRYPT, *numbers), b"x").error
@@ -111,6 +111,15 @@ def test_many_parts_are_counted_together() -> None:
     costs.check_openpgp([body] * (most - 1))
     with pytest.raises(costs.TooCostly, match="is protected by hashing"):
         costs.check_openpgp([body] * most)
+
+
+def test_argon2_of_many_parts_is_counted_together() -> None:
+    """A key of parts that each stay within the bound may not go through more than it together."""
+    body = bytes((4, 0, 0, 0, 0, 25)) + bytes(32) + bytes((253, 9, 2, 4)) + SALT16 + bytes((2, 4, 18))
+
+    costs.check_openpgp([body] * 2)
+    with pytest.raises(costs.TooCostly, match=f"{3 << 29} bytes"):
+        costs.check_openpgp([body] * 3)
 
 
 @given(st.binary(max_size=200))
