@@ -50,6 +50,29 @@ def test_what_else_may_be_inside(rsa_ring: pysequoia.Tsk) -> None:
     assert pgp_old.opened(bytes(rsa_ring), None, made(rsa_ring, literal, literal)) is None
 
 
+def test_what_nobody_encrypted(rsa_ring: pysequoia.Tsk, old_message: bytes) -> None:
+    """A payload that stands open in a message is not said to have been opened by a key, though Sequoia returns it."""
+    literal = openpgp.packet(11, openpgp.literal(PAYLOAD))
+    assert pysequoia.decrypt(literal, decryptor=rsa_ring.decryptor()).bytes == PAYLOAD
+
+    order = {"key": encode(bytes(rsa_ring)), "password": None}
+    for message in (literal, openpgp.squeezed([literal]), literal + old_message, b""):
+        assert pgp_module.opened(order | {"message": encode(message)}) is None
+
+
+@pytest.mark.parametrize("cut", [20, 22])
+def test_a_message_whose_digest_is_gone(rsa_ring: pysequoia.Tsk, cut: int) -> None:
+    """Neither way returns what no digest protects."""
+    message = made(rsa_ring, openpgp.packet(11, openpgp.literal(PAYLOAD)))
+    order = {"key": encode(bytes(rsa_ring)), "password": None, "message": encode(message)}
+    assert pgp_module.opened(order) == encode(PAYLOAD)
+    at = message.rindex(bytes((0xC0 | 18, 255)))
+    sealed = message[at + 6 :]
+    cut_off = message[:at] + openpgp.packet(18, sealed[:-cut])
+
+    assert pgp_module.opened(order | {"message": encode(cut_off)}) is None
+
+
 def test_for_another_key(rsa_ring: pysequoia.Tsk, pgp_key: pysequoia.Tsk) -> None:
     """A message for another key, and a key of another kind, come to nothing."""
     message = made(rsa_ring, openpgp.parted(11, openpgp.literal(PAYLOAD)))
