@@ -283,7 +283,9 @@ def test_an_interrupted_pull(cli: Cli) -> None:
         registry.push("app", "1", Image([Layer().file("a", "x").tar()]))
         registry.on("/blobs/sha256:", hold)
         name = f"{registry.address}/app:1"
-        command = [str(BIN / "bulkhead"), "images", "pull", "--config", str(cli.stack.config), name]
+        # A shell without job control starts what it leaves in the background with SIGINT ignored.
+        own = ["env", "--default-signal=INT", str(BIN / "bulkhead")]
+        command = [*own, "images", "pull", "--config", str(cli.stack.config), name]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         wait_for(lambda: registry.asked("/blobs/"))
         (seen,) = json.loads(cli("watch", "--once", "--json"))["pulls"]
