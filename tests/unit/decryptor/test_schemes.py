@@ -3,7 +3,9 @@
 import base64
 import contextlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pysequoia
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from jwcrypto import jwk
 from jwcrypto.jwe import JWE
 
-from bulkhead.errors import InvalidArgument
+from bulkhead.errors import DeadlineExceeded, InvalidArgument
 from decryptor.deadline import Deadline
 from decryptor.schemes import der, jwe, pgp, pgp_module, pkcs7
 
@@ -223,6 +225,36 @@ class Here:
 def opened(secret: pgp.Secret, message: bytes) -> bytes | None:
     helper: Any = Here()
     return pgp.unwrap(secret, message, helper, Deadline(60, "a test"))
+
+
+def test_openpgp_messages_that_are_read_at_one_time() -> None:
+    """However many images ask at once, no more readers than bounded fill their memory; who waits in vain is told."""
+
+    class Slow:
+        now = most = 0
+        go, full, lock = threading.Event(), threading.Event(), threading.Lock()
+
+        def run(self, args: Sequence[str], *, input: bytes, timeout: float) -> bytes:
+            with self.lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+                if self.now == pgp.READERS:
+                    self.full.set()
+            assert self.go.wait(timeout)
+            with self.lock:
+                self.now -= 1
+            return b'{"data": null}'
+
+    slow: Any = Slow()
+    secret = pgp.Secret("ab")
+    with ThreadPoolExecutor(3 * pgp.READERS) as pool:
+        asked = [pool.submit(pgp.unwrap, secret, b"", slow, Deadline(60, "a test")) for _ in range(3 * pgp.READERS)]
+        assert slow.full.wait(60)
+        with pytest.raises(DeadlineExceeded, match=r"OpenPGP message: .* others were being read"):
+            pgp.unwrap(secret, b"", slow, Deadline(60, "a test", each=0.05))
+        slow.go.set()
+        assert [each.result(60) for each in asked] == [None] * len(asked)
+    assert slow.most == pgp.READERS
 
 
 def test_pgp_both_ways(pgp_key: pysequoia.Tsk) -> None:

@@ -7,12 +7,15 @@ and are read in a process of their own (pgp_module.py), which is given the key t
 import base64
 import json
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pysequoia
 from pysequoia.packet import PacketPile, Tag
 
-from bulkhead.errors import BulkheadError, FailedPrecondition, InvalidArgument
+from bulkhead.errors import BulkheadError, DeadlineExceeded, FailedPrecondition, InvalidArgument
 from decryptor import costs
 from decryptor.complaints import NEEDS_PASSWORD, WRONG_PASSWORD
 from decryptor.deadline import Deadline
@@ -21,6 +24,9 @@ from decryptor.options import encode
 
 #: Keys looked at in one ring.
 KEYS_LIMIT = 64
+#: Messages read at one time: each may fill the memory that its process has.
+READERS = 4
+_readers = threading.BoundedSemaphore(READERS)
 #: RuntimeError and the like; a panic of the library is a BaseException whose class it does not export.
 _ERRORS = tuple(kind for kind in BaseException.__subclasses__() if kind.__name__ in ("Exception", "PanicException"))
 _STARTS, _SECRETS = (Tag.SecretKey, Tag.PublicKey), (Tag.SecretKey, Tag.SecretSubkey)
@@ -87,7 +93,8 @@ def unwrap(secret: Secret, message: bytes, helper: Helper, deadline: Deadline) -
     }
     program = [sys.executable, "-I", "-m", "decryptor.schemes.pgp_module"]
     try:
-        answer = json.loads(helper.run(program, input=json.dumps(order).encode(), timeout=deadline.for_answer))
+        with _reader(deadline):
+            answer = json.loads(helper.run(program, input=json.dumps(order).encode(), timeout=deadline.for_answer))
         data = answer["data"]
         return None if data is None else base64.b64decode(data)
     except FailedPrecondition:
@@ -99,6 +106,16 @@ def unwrap(secret: Secret, message: bytes, helper: Helper, deadline: Deadline) -
         raise type(error)(f"an OpenPGP message: {error}") from error
     except (ValueError, LookupError, TypeError):
         raise FailedPrecondition("the process that reads OpenPGP messages answered something else") from None
+
+
+@contextmanager
+def _reader(deadline: Deadline) -> Iterator[None]:
+    if not _readers.acquire(timeout=deadline.for_answer):
+        raise DeadlineExceeded(f"{READERS} others were being read all the time")
+    try:
+        yield
+    finally:
+        _readers.release()
 
 
 def wrap(payload: bytes, recipients: list[tuple[bytes, str]]) -> bytes:
