@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandbox_svc.shim import sealed
-from support.shim_pod import Pod, Zygote
+from support.shim_pod import Pod, Zygote, until
 
 pytestmark = pytest.mark.root
 
@@ -38,6 +38,31 @@ def test_the_copy_stands_for_the_file_on_disk(program: Path) -> None:
     program.unlink()
     assert copy.program(str(program)) == str(program)
     copy.drop()
+
+
+@pytest.mark.parametrize("attack", ["mode", "writer"])
+def test_a_container_that_spoils_the_copy_harms_nobody(attack: str) -> None:
+    """An image whose program is /proc/self/exe runs the copy as its owner: it may forbid or block all execution."""
+    with Zygote() as zygote:
+        pod, later = Pod(zygote, "running", "crun").fork(), Pod(zygote, "later", "crun").fork()
+        program = f"/proc/{pod.create('c', 'sleep', '1000')}/exe"
+        copy = os.open(program, os.O_RDONLY)
+        pod.start("c")
+        until(lambda: not os.readlink(program).startswith("/memfd:"))  # nobody executes it any more
+        if attack == "mode":
+            os.fchmod(copy, 0)
+        else:
+            writer = os.open(f"/proc/self/fd/{copy}", os.O_RDWR)
+            os.close(copy)
+            copy = writer
+        try:
+            assert pod.exec_sync("c", "echo", "well").stdout == b"well\n"
+            later.run("d", "sleep", "1000")
+        finally:
+            os.fchmod(copy, 0o755)
+            os.close(copy)
+            later.close()
+            pod.close()
 
 
 @pytest.mark.parametrize("content", [b"#!/bin/sh\nexit 0\n", b"\x7fELF and then nothing"])

@@ -128,6 +128,17 @@ class Runtime:
 
     def _spawn(self, line: Sequence[str], stdio: tuple[int, int, int]) -> tuple[int, Future[Exit]]:
         program = sealed.crun.program(self.binary)
+        try:
+            return self._run(program, line, stdio)
+        except OSError:
+            if program == self.binary:
+                raise
+            # Containers run it, too, where their program is /proc/self/exe: root in one may change its mode or hold it
+            # open for writing, and nobody can execute it any more.
+            sealed.crun.drop()
+            return self._run(self.binary, line, stdio)
+
+    def _run(self, program: str, line: Sequence[str], stdio: tuple[int, int, int]) -> tuple[int, Future[Exit]]:
         if not self._cured:
             return self._reaper.spawn(program, line, stdio)
         with view.without_unified():

@@ -3,7 +3,9 @@
 A container may reach the program that enters it by /proc/<pid>/exe and write to it (CVE-2019-5736). So crun copies
 itself into a memory file, seals that and executes itself again, at every call, unless it finds that it runs from such a
 file already. One copy, made before the first fork and open in every shim, spares each call half of its processor time,
-0.8 ms of 1.6, and is as safe: a sealed file can be written by nobody. runc is left alone, it gains nothing.
+0.8 ms of 1.6, and its content is as safe: a sealed file can be written by nobody. Its mode is not, nor is it from being
+held open for writing: a shim that cannot execute it forgets it and runs the file on disk, which copies itself as ever.
+runc is left alone, it gains nothing.
 """
 
 import fcntl
