@@ -11,6 +11,8 @@ from bulkhead.errors import InvalidArgument
 _DEFAULTS = Bulkhead()
 #: Durations of which 0 means "not at all".
 _MAY_BE_NONE = frozenset({"bulkhead.key_check_cache"})
+#: Seconds: poll(2) counts what it waits in milliseconds of 31 bits.
+_LONGEST = 2_000_000.0
 #: Bounds that nothing would fit within.
 _ABOVE_NONE = frozenset({"bulkhead.unpack_max_entries", "bulkhead.unpack_max_bytes", "bulkhead.import_max_bytes"})
 
@@ -50,9 +52,9 @@ def _scalar(name: str, value: Any, default: Any, where: str) -> Any:
                 value = parse_duration(value)
             except ValueError as error:
                 raise InvalidArgument(f"{where}: {name} is {value!r}, {error}") from error
-        good = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST
         good = good and (value > 0 or name in _MAY_BE_NONE)
-        value, words = float(value) if good else value, "seconds above 0 or a Go duration string"
+        value, words = float(value) if good else value, "seconds above 0, at most 2000000, or a Go duration string"
     elif isinstance(default, int):
         good = isinstance(value, int) and not isinstance(value, bool) and value >= -1
         words = "a whole number"

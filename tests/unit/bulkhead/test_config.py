@@ -165,6 +165,14 @@ def test_data_stands_apart_from_containerds(tmp_path: Path) -> None:
         ("[bulkhead.metrics_ports]\nimage-svc = 9470\n", "two services have the same port"),
         ('[bulkhead]\npull_timeout = "soon"\n', "expected a Go duration"),
         ("[bulkhead]\npull_timeout = 0\n", "expected seconds above 0"),
+        (
+            "[bulkhead]\ndecryptor_silence = inf\n",
+            "decryptor_silence is inf, expected seconds above 0, at most 2000000",
+        ),
+        (
+            '[bulkhead]\nkey_timeout = "10000h"\n',
+            "key_timeout is 36000000.0, expected seconds above 0, at most 2000000",
+        ),
         ("[bulkhead]\npull_minimum_rate = true\n", "expected a whole number"),
         ("[bulkhead]\nimport_max_bytes = 0\n", "expected a whole number above 0"),
         ("a = 1\na = 2\n", "not valid TOML"),
