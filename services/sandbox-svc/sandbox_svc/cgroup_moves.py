@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two writes, and for how long after the last operation they go on: the next one follows soon.
 PERIOD, LINGER = 0.01, 0.05
+#: Seconds after an operation's beginning that they go on at most: one that waits for its network needs none, and they
+#: take 2 % of a processor.
+LONGEST = 5.0
 #: The version 1 hierarchies that may serve: a move in these touches no limit.
 _HIERARCHIES = ("pids", "freezer", "name=systemd")
 
@@ -37,19 +40,29 @@ class Readiness:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep the kernel ready during the block and a little longer; never waits, and never fails."""
+        """Keep the kernel ready during the block, but for LONGEST, and a little longer; never waits, and never fails."""
         with self._lock:
             self._holders += 1
+            self._until = time.monotonic() + LONGEST
             begin = not self._running and not self._refused
             self._running = self._running or begin
         if begin:
-            threading.Thread(target=self._keep, name="cgroup-moves", daemon=True).start()
+            self._begin()
         try:
             yield
         finally:
             with self._lock:
                 self._holders -= 1
-                self._until = time.monotonic() + LINGER
+                if not self._holders:
+                    self._until = time.monotonic() + LINGER
+
+    def _begin(self) -> None:
+        try:
+            threading.Thread(target=self._keep, name="cgroup-moves", daemon=True).start()
+        except RuntimeError as error:  # as many threads as there may be
+            logger.info("moves between cgroups are not prepared for this time: %s", error)
+            with self._lock:
+                self._running = False
 
     def _keep(self) -> None:
         while True:
@@ -59,7 +72,7 @@ class Readiness:
                 logger.info("moves between cgroups are not prepared for: %s", error)
                 self._refused = True
             with self._lock:
-                if self._refused or (not self._holders and time.monotonic() > self._until):
+                if self._refused or time.monotonic() > self._until:
                     self._running = False
                     return
             time.sleep(PERIOD)
@@ -74,7 +87,7 @@ class Readiness:
 
     def _file(self) -> Path:
         groups = {}
-        for line in self._own.read_text().splitlines():
+        for line in self._own.read_text(errors="surrogateescape").rstrip("\n").split("\n"):
             _, controllers, path = line.split(":", 2)
             groups[controllers] = path.lstrip("/")
         if cgroup.mode(self._root) == "v2":

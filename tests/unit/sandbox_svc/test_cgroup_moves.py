@@ -80,3 +80,42 @@ def test_it_goes_on_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     time.sleep(0.1)
     assert threads() == 1
     until_quiet()
+
+
+def test_a_process_without_room_for_a_thread_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is being made does not fail for want of this thread, and the next one has it again."""
+    readiness, start = Readiness(*tree(tmp_path, "pids/svc/cgroup.procs")), threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with readiness.kept():
+        assert threads() == 0
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with readiness.kept():
+        assert threads() == 1
+    until_quiet()
+
+
+def test_an_operation_that_takes_long_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that waits for minutes for its network costs nothing meanwhile; the next one is served as ever."""
+    monkeypatch.setattr(cgroup_moves, "LONGEST", 0.1)
+    readiness = Readiness(*tree(tmp_path, "pids/svc/cgroup.procs"))
+    with readiness.kept():
+        until_quiet()
+        with readiness.kept():
+            assert threads() == 1
+    until_quiet()
+
+
+def test_a_group_of_any_name_is_no_failure(tmp_path: Path) -> None:
+    """The names of cgroups are bytes: those that are no text are passed over like any other hierarchy."""
+    root, own = tree(tmp_path, "pids/svc/cgroup.procs")
+    own.write_bytes(b"5:cpu:/else\xff\x0bwhere\n4:pids:/svc\n")
+    with Readiness(root, own).kept():
+        deadline = time.monotonic() + 5
+        while (root / "pids/svc/cgroup.procs").read_text() != "0":
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    until_quiet()
