@@ -3,7 +3,9 @@
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +76,24 @@ def test_what_does_not_run_from_a_copy_runs_from_its_file(tmp_path: Path, conten
     copy = sealed.Copy()
     assert not copy.take(str(path))
     assert (copy.fd, copy.program(str(path))) == (-1, str(path))
+
+
+def test_a_program_that_hangs_holds_nobody_up(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crun that says nothing is not used as a copy; the zygote, which every new pod waits for, begins."""
+    spawn, spawned = os.posix_spawn, list[int]()
+
+    def hang(path: str, arguments: object, environment: dict[str, str], **more: Any) -> int:
+        spawned.append(spawn("/usr/bin/sleep", ["sleep", "60"], environment, **more))
+        return spawned[0]
+
+    monkeypatch.setattr(os, "posix_spawn", hang)
+    monkeypatch.setattr(sealed, "PATIENCE", 0.1)
+    began, copy = time.monotonic(), sealed.Copy()
+    assert not copy.take(str(program))
+    assert time.monotonic() - began < 10
+    assert copy.fd == -1
+    with pytest.raises(ChildProcessError):
+        os.waitpid(spawned[0], os.WNOHANG)
 
 
 def test_shims_run_the_copy() -> None:

@@ -40,7 +40,7 @@ class Readiness:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep the kernel ready during the block, but for LONGEST, and a little longer; never waits, and never fails."""
+        """Keep the kernel ready during the block, at most for LONGEST, and a little longer; never waits or fails."""
         with self._lock:
             self._holders += 1
             self._until = time.monotonic() + LONGEST

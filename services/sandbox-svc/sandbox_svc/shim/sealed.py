@@ -11,7 +11,9 @@ runc is left alone, it gains nothing.
 import fcntl
 import logging
 import os
+import select
 import shutil
+import signal
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,8 @@ _MFD_EXEC = 0x10
 _ELF = b"\x7fELF"
 #: Bytes of a program beyond which it is none of the crun that we know.
 _LIMIT = 16 << 20
+#: Seconds that it may take to tell its version.
+PATIENCE = 10.0
 
 
 class Copy:
@@ -49,7 +53,7 @@ class Copy:
                 pid = os.posix_spawn(self.program(path), [path, "--version"], {}, file_actions=streams)
             finally:
                 os.close(null)
-            if os.waitpid(pid, 0)[1] == 0:
+            if _status(pid) == 0:
                 return True
         except OSError as error:
             logger.info("%s runs from its file: %s", path, error)
@@ -90,6 +94,19 @@ def _identity(path: str) -> tuple[int, ...]:
     """Return what changes with a file's content."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _status(pid: int) -> int:
+    """Return how a child ended, which is killed if that takes longer than PATIENCE."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        waiting = select.poll()
+        waiting.register(pidfd, select.POLLIN)
+        if not waiting.poll(PATIENCE * 1000):
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+    return os.waitpid(pid, 0)[1]
 
 
 def _sealed(program: bytes) -> int:
