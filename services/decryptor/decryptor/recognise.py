@@ -215,9 +215,10 @@ def _jwk_rsa(fields: dict[str, Any]) -> PrivateKey:
     n, e, d = (_number(fields[name]) for name in ("n", "e", "d"))
     if all(name in fields for name in ("p", "q")):
         p, q = _number(fields["p"]), _number(fields["q"])
-    elif n.bit_length() <= _FACTORED_BITS:
+    elif n.bit_length() <= _FACTORED_BITS and max(e, d) < n:
         p, q = rsa.rsa_recover_prime_factors(n, e, d)
     else:
+        # Exponents beyond the modulus would multiply the work as its own size does.
         raise ValueError("too large to look for its primes")
     numbers = rsa.RSAPrivateNumbers(
         p, q, d, rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q), rsa.RSAPublicNumbers(e, n)

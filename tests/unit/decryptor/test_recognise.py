@@ -170,3 +170,13 @@ def test_a_giant_without_primes_is_not_taken_apart() -> None:
 
     assert "do not fit together" in found.error
     assert time.monotonic() - began < 1
+
+
+def test_giant_exponents_are_not_raised_to() -> None:
+    """Nor does a JWK whose modulus is of a usual size take its time through exponents that are not."""
+    n, giant = (base64.urlsafe_b64encode(b"\xff" * size).decode().rstrip("=") for size in (1024, 6000))
+    began = time.monotonic()
+    found = recognise.recognise(json.dumps({"kty": "RSA", "n": n, "e": giant, "d": giant}).encode())
+
+    assert "do not fit together" in found.error
+    assert time.monotonic() - began < 1
