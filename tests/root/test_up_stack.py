@@ -169,6 +169,16 @@ def test_services_end_with_a_killed_supervisor(stack: SmallStack) -> None:
     assert stack.stop() == 0
 
 
+def test_a_stop_ends_a_zygote_that_does_not_listen_yet(stack: SmallStack) -> None:
+    """Stopped while the zygote is still on its way, the stack leaves it behind no more than one that listens."""
+    stack.program("bulkhead-shim-zygote", "#!/usr/bin/python3\nimport time\ntime.sleep(1000)\n")
+    stack.process = subprocess.Popen(stack.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stack.wait(lambda: bool(stack.pids("bulkhead-shim-zygote")))
+
+    assert stack.stop() == 0
+    assert stack.pids("bulkhead-shim-zygote") == []
+
+
 def test_a_second_signal_is_harder(stack: SmallStack) -> None:
     """A service that ignores SIGTERM is killed at the second signal, without its patience."""
     deaf = '#!/bin/sh\ntrap "" TERM\necho deaf >&2\nwhile :; do sleep 0.2; done\n'

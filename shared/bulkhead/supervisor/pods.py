@@ -33,7 +33,9 @@ def live_shims(config: Config) -> list[Path]:
 
 
 def end_zygote(pid: int, patience: float = 3.0) -> None:
-    """End the zygote: SIGTERM, then SIGKILL after `patience` seconds."""
+    """End the zygote, if there is one: SIGTERM, then SIGKILL after `patience` seconds."""
+    if not pid:
+        return
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:

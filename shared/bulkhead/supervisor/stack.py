@@ -171,7 +171,7 @@ class ZygoteKeeper:
         self._backoff = Backoff()
         self._log = entry.socket.with_name("log")
         self._child: Child | None = None
-        self._pidfd = -1
+        self._pid, self._pidfd = 0, -1
         self._offset = 0
         self.ended = self.ready = False
 
@@ -185,10 +185,10 @@ class ZygoteKeeper:
             pid = self._find()
             if pid:
                 logger.info("the shim zygote of an earlier start goes on (pid %d)", pid)
-                self._pidfd = os.pidfd_open(pid)
+                self._pid, self._pidfd = pid, os.pidfd_open(pid)
             else:
                 self._child = Child(ZYGOTE, self._entry.plan, detached=fd)
-                self._pidfd = self._child.pidfd
+                self._pid, self._pidfd = self._child.pid, self._child.pidfd
         finally:
             os.close(fd)
         self._loop.watch(self._pidfd, self._died)
@@ -204,12 +204,13 @@ class ZygoteKeeper:
         self._offset += len(data)
         self._relay.feed(data)
 
-    def release(self) -> None:
-        """Watch it no longer; it goes on."""
+    def release(self) -> int:
+        """Watch it no longer and return its pid, 0 if there is none; it goes on."""
         self.ended = True
         if self._pidfd >= 0:
             self._loop.forget(self._pidfd)
             self._pidfd = -1
+        return self._pid
 
     def _died(self) -> None:
         self._loop.forget(self._pidfd)
@@ -219,7 +220,7 @@ class ZygoteKeeper:
             self._child = None
         else:
             os.close(self._pidfd)
-        self._pidfd = -1
+        self._pid, self._pidfd = 0, -1
         self.follow_log()
         delay = self._backoff.after(lived)
         if not self.ready and self._backoff.failures >= START_ATTEMPTS:

@@ -194,11 +194,11 @@ class Up:
         claims.withdraw_address(self.config)
         self._pid_file.unlink(missing_ok=True)
         self._zygote.follow_log()
-        self._zygote.release()
+        zygote = self._zygote.release()
         if shims := pods.live_shims(self.config):
             logger.info("stopped; %d pods go on, and the next start finds them", len(shims))
             return
-        pods.end_zygote(pods.zygote_pid(self.config))
+        pods.end_zygote(zygote)  # which may not listen yet
         kept = pods.clear_state(self.config)
         for line in kept:
             logger.warning("%s", line)
