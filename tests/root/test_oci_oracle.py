@@ -58,7 +58,7 @@ CDI = {
                 "env": ["FULL=yes"],
                 "deviceNodes": [{"path": "/dev/full", "uid": 7, "gid": 0}, {"path": "/dev/null"}],
                 "mounts": [{"hostPath": "tmpfs", "containerPath": "/vendor", "type": "tmpfs", "options": ["ro"]}],
-                "hooks": [{"hookName": "createRuntime", "path": "/bin/cat", "args": ["cat"], "timeout": 5}],
+                "hooks": [{"hookName": "createRuntime", "path": "/bin/cat", "args": ["cat"], "timeout": 60}],
             },
         },
     ],
