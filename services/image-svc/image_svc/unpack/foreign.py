@@ -148,19 +148,8 @@ def _settle(path: bytes, lowers: Sequence[bytes], implicit: int, listed: int) ->
     Returns how many directories changed, how many are to be marked opaque besides those that were, and in how many of
     the layers beneath nothing is to be seen.
     """
-    own, below, settled = _Foreign(path), [_Foreign(each) for each in lowers], 0
-    search = settle.Search(below)
-    for each in paths.read(implicit):
-        source = search.find(each)
-        if source < 0:
-            continue
-        target = own.open(each)
-        try:
-            settle.copy_metadata(source, target)
-        finally:
-            os.close(source)
-            os.close(target)
-        settled += 1
+    own, below = _Foreign(path), [_Foreign(each) for each in lowers]
+    settled = settle.settle_listed(own, below, implicit)
     beneath = [each.names() for each in below]
     grown = _close_root(own, set().union(*beneath), listed) if b"." in set(paths.read(listed)) else 0
     return {"settled": settled, "grown": grown, "empty": sum(not names for names in beneath)}

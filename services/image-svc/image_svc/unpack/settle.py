@@ -112,11 +112,6 @@ def _seen(above: Iterable[Lower], path: bytes) -> Iterator[Lower]:
             return
 
 
-def find(lowers: Sequence[Lower], path: bytes) -> int:
-    """Return the nearest lower directory at one path, opened, or -1 if there is none to be seen."""
-    return Search(lowers).find(path)
-
-
 def copy_metadata(source: int, target: int) -> None:
     """Give one open file the owner, mode, attributes and times of another."""
     found = os.fstat(source)
@@ -177,6 +172,14 @@ def close_root(own: Lower, name: str, lowers: Sequence[Lower]) -> bool:
 def settle(own: Lower, name: str, lowers: Sequence[Lower]) -> int:
     """Settle one layer on those below it, the nearest first, and return how many directories changed."""
     listed = os.open(f"/{name}/implicit", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return settle_listed(own, lowers, listed)
+    finally:
+        os.close(listed)
+
+
+def settle_listed(own: Lower, lowers: Sequence[Lower], listed: int) -> int:
+    """Settle the directories whose list is behind a descriptor, and return how many changed."""
     settled = 0
     search = Search(lowers)
     for path in paths.read(listed):
@@ -190,5 +193,4 @@ def settle(own: Lower, name: str, lowers: Sequence[Lower]) -> int:
             os.close(source)
             os.close(target)
         settled += 1
-    os.close(listed)
     return settled
