@@ -14,16 +14,11 @@ from image_svc.store.containers import ContainerSnapshots
 from image_svc.store.kept import HELD, KeptContent, drop_nameless
 from image_svc.store.model import Layer, NewImage, NewLayer, StoredLayer
 from image_svc.store.proxied import ProxiedLayers
-from image_svc.store.schema import open_database, open_reader
+from image_svc.store.schema import open_database, open_reader, unused
 
 #: Names of snapshots that are reserved at a time, so that not each of them costs a write to disk.
 _NAMES = 256
-_UNUSED_LAYER = """WHERE chain_id NOT IN (
-    WITH RECURSIVE used(chain_id) AS (
-        SELECT chain_id FROM manifest_layers UNION SELECT chain_id FROM snapshots
-        UNION SELECT l.parent FROM layers l JOIN used u ON l.chain_id = u.chain_id WHERE l.parent <> ''
-    ) SELECT chain_id FROM used
-)"""
+_UNUSED_LAYER = unused("layers")
 _NEEDED_BLOB = f"SELECT digest FROM manifests UNION SELECT id FROM images UNION SELECT target FROM names UNION {HELD}"  # noqa: S608
 
 

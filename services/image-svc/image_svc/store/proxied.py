@@ -4,14 +4,10 @@ What is really there the snapshotter alone knows: it has a life, and perhaps an 
 """
 
 from image_svc.store.kept import Database
+from image_svc.store.schema import unused
 
 #: Chains that an image needs, wherever it was unpacked, or a container in that snapshotter, and those beneath them.
-_UNUSED = """WHERE chain_id NOT IN (
-    WITH RECURSIVE used(chain_id) AS (
-        SELECT chain_id FROM manifest_layers UNION SELECT chain_id FROM snapshots
-        UNION SELECT l.parent FROM proxied_layers l JOIN used u ON l.chain_id = u.chain_id WHERE l.parent <> ''
-    ) SELECT chain_id FROM used
-)"""
+_UNUSED = unused("proxied_layers")
 
 
 class ProxiedLayers:

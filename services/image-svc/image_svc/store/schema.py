@@ -115,3 +115,13 @@ def open_reader(path: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def unused(layers: str) -> str:
+    """Return the condition of a table of layers for those that no manifest, no snapshot and no layer on them needs."""
+    return f"""WHERE chain_id NOT IN (
+    WITH RECURSIVE used(chain_id) AS (
+        SELECT chain_id FROM manifest_layers UNION SELECT chain_id FROM snapshots
+        UNION SELECT l.parent FROM {layers} l JOIN used u ON l.chain_id = u.chain_id WHERE l.parent <> ''
+    ) SELECT chain_id FROM used
+)"""  # noqa: S608 - our own tables' names
