@@ -42,7 +42,9 @@ def nothing_left(own_network: None) -> Iterator[None]:
     before = Host.look(SCRATCH)
     yield
     left: dict[str, list[str]] = {}
-    for _ in range(50):  # what is removed behind an answer gets its moment
+    # What is removed behind an answer gets its moment; containerd 1.6's shim stays for up to 15 s, in which it offers
+    # the events of its last container to an address where a test had nobody listen.
+    for _ in range(100):
         left = before.left_by(Host.look(SCRATCH))
         left["cgroups"] = [path for path in left.get("cgroups", []) if not set(path.split("/")) & set(PEERS_CGROUPS)]
         left = {kind: items for kind, items in left.items() if items and kind not in ("links", "rules")}
