@@ -8,8 +8,7 @@ count only below the root that the configuration has for that snapshotter, and o
 import functools
 import logging
 import os
-import stat
-from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +132,6 @@ class _Foreign(Lower):
     def hides(self, path: bytes) -> bool:
         return False
 
-    def names(self) -> set[bytes]:
-        """Return what is in the layer's root directory."""
-        root = self.open(b".")
-        try:
-            return {os.fsencode(name) for name in os.listdir(root)}
-        finally:
-            os.close(root)
-
 
 def _settle(path: bytes, lowers: Sequence[bytes], implicit: int, listed: int) -> dict[str, Any]:
     """Give implied directories the metadata they have beneath, and close an opaque root.
@@ -150,29 +141,8 @@ def _settle(path: bytes, lowers: Sequence[bytes], implicit: int, listed: int) ->
     """
     own, below = _Foreign(path), [_Foreign(each) for each in lowers]
     settled = settle.settle_listed(own, below, implicit)
-    beneath = [each.names() for each in below]
-    grown = _close_root(own, set().union(*beneath), listed) if b"." in set(paths.read(listed)) else 0
-    return {"settled": settled, "grown": grown, "empty": sum(not names for names in beneath)}
-
-
-def _close_root(own: _Foreign, beneath: Set[bytes], listed: int) -> int:
-    """Hide what lies beneath an opaque root by its names, since overlayfs looks for no mark on a root.
-
-    A directory that is there on both sides is listed, to be marked; returns how many were.
-    """
-    root = own.open(b".")
-    before = os.fstat(root)
-    kept = {name: os.stat(name, dir_fd=root, follow_symlinks=False) for name in own.names() & beneath}
-    for name in sorted(beneath - kept.keys()):
-        os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=root)
-    os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))
-    os.close(root)
-    marks = paths.PathList(listed)
-    for name, found in kept.items():
-        if stat.S_ISDIR(found.st_mode):
-            marks.add(name)
-    marks.flush()
-    return marks.count
+    grown = settle.close_root(own, settle.names_beneath(below), listed) if b"." in set(paths.read(listed)) else 0
+    return {"settled": settled, "grown": grown, "empty": sum(not each.names() for each in below)}
 
 
 def _sync() -> dict[str, Any]:

@@ -8,7 +8,7 @@ directory replaces it, as with containerd. Runs confined, with the directory of 
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 from image_svc.unpack import attributes, linux, paths
@@ -37,6 +37,14 @@ class Lower:
         if self._opaque is None:
             self._opaque = read_list(self._name, "opaque")
         return bool(self._opaque) and not self._opaque.isdisjoint(paths.ancestors(path))
+
+    def names(self) -> set[bytes]:
+        """Return what is in the layer's root directory."""
+        root = self.open(b".")
+        try:
+            return {os.fsencode(name) for name in os.listdir(root)}
+        finally:
+            os.close(root)
 
 
 def read_list(name: str, kind: str) -> set[bytes]:
@@ -133,40 +141,48 @@ def settle_all(chain: Sequence[str], pending: Sequence[str]) -> dict[str, Any]:
         if name in pending:
             own, lowers = opened[position], opened[:position][::-1]
             changed += settle(own, name, lowers)
-            if own.hides(b".") and close_root(own, name, lowers):
+            if own.hides(b".") and _close_root(own, name, lowers):
                 grown.append(name)
     return {"settled": changed, "grown": grown}
 
 
-def close_root(own: Lower, name: str, lowers: Sequence[Lower]) -> bool:
-    """Hide all that lies below a layer whose root is opaque, name by name: overlayfs looks for no mark on a root.
+def _close_root(own: Lower, name: str, lowers: Sequence[Lower]) -> bool:
+    """Close a layer's opaque root, and tell whether its list of directories to be marked has grown."""
+    listed = os.open(f"/{name}/opaque", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return bool(close_root(own, names_beneath(lowers), listed))
+    finally:
+        os.close(listed)
 
-    Returns whether directories were added to the layer's list of those to be marked.
-    """
-    hidden: set[str] = set()
+
+def names_beneath(lowers: Iterable[Lower]) -> set[bytes]:
+    """Return what the roots of layers hold, the nearest first, down to one whose own root is opaque."""
+    found: set[bytes] = set()
     for lower in lowers:
-        fd = lower.open(b".")
-        hidden.update(os.listdir(fd))
-        os.close(fd)
+        found |= lower.names()
         if lower.hides(b"."):
             break
+    return found
+
+
+def close_root(own: Lower, beneath: Set[bytes], listed: int) -> int:
+    """Hide what lies beneath an opaque root name by name, since overlayfs looks for no mark on a root.
+
+    A directory that is there on both sides is added to the list behind a descriptor, to be marked; returns how many.
+    """
+    kept = own.names() & beneath
     root = own.open(b".")
     before = os.fstat(root)
-    listed = os.open(f"/{name}/opaque", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
     marks = paths.PathList(listed)
-    for entry in sorted(hidden):
-        try:
-            found = os.stat(entry, dir_fd=root, follow_symlinks=False)
-        except FileNotFoundError:
-            os.mknod(entry, stat.S_IFCHR, os.makedev(0, 0), dir_fd=root)
-        else:
-            if stat.S_ISDIR(found.st_mode):
-                marks.add(os.fsencode(entry))
+    for name in sorted(beneath):
+        if name not in kept:
+            os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=root)
+        elif stat.S_ISDIR(os.stat(name, dir_fd=root, follow_symlinks=False).st_mode):
+            marks.add(name)
     os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))  # as the layer has it, or the last pass gave it
     marks.flush()
-    os.close(listed)
     os.close(root)
-    return bool(marks.count)
+    return marks.count
 
 
 def settle(own: Lower, name: str, lowers: Sequence[Lower]) -> int:
