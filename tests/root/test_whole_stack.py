@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -85,3 +86,16 @@ def test_token_authentication(stack: Stack, tmp_path: Path) -> None:
     assert (status.id, status.uid.value) == (pulled.image_ref, 7)
     assert "secret-word" not in stack.log
     assert "wrong-word" not in stack.log
+
+
+def test_a_stop_behind_the_last_removal(registry: str, tmp_path: Path) -> None:
+    """A stack that is stopped while the last pods' shims are leaving waits for them, and nothing of it goes on."""
+    with Stack(registry, number=87) as stack:
+        pods = Pods(stack.runtime_service(), f"{registry}/busybox:1", tmp_path)
+        made = [pods.run(pods.config(f"last-{number}")) for number in range(4)]
+        with ThreadPoolExecutor(len(made)) as removers:
+            list(removers.map(pods.remove, made))
+        assert stack.stop() == 0
+
+        assert "nothing is left running" in stack.log
+        assert not (stack.directory / "state").exists()

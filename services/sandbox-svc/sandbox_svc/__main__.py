@@ -36,6 +36,10 @@ from sandbox_svc.task.zygote import Zygote
 NAME = "sandbox-svc"
 logger = logging.getLogger(__name__)
 
+#: Seconds that removals which were answered have to their end, once nobody calls any more: with the two that calls have
+#: before that, less than the supervisor waits.
+TIDY_SECONDS = 1.5
+
 
 def build(config: Config) -> Node:
     """Return a node of its parts, with nothing recovered and nothing served yet."""
@@ -89,6 +93,8 @@ def serve(config: Config) -> None:
     logger.info("stopping on %s", stop.wait())
     node.happenings.stop()
     server.stop(grace=2.0).wait(4.0)
+    # A pod whose removal has been answered shall not look like one that goes on: with its shim the zygote would stay.
+    node.background.tidied(TIDY_SECONDS)
     node.nri.hooks.stop()
     node.background.stop()
     if not node.model.everything():

@@ -4,7 +4,7 @@ import contextvars
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, ParamSpec, TypeVar
 
 from bulkhead import metrics
@@ -22,6 +22,7 @@ class Background:
         self._operations = ThreadPoolExecutor(operations, thread_name_prefix="operation")
         self._parts = ThreadPoolExecutor(parts, thread_name_prefix="part")
         self._stopping = threading.Event()
+        self._tidying: set[Future[None]] = set()
 
     def operation(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
         """Run work that nobody may cancel; its exception is the future's."""
@@ -35,7 +36,19 @@ class Background:
 
     def behind(self, what: str, work: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         """Run work that nobody waits for; a failure is logged and counted."""
+        self._submit(what, work, *args, **kwargs)
 
+    def tidy(self, what: str, work: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run work behind an answer which has said that it is done; `tidied` waits for it."""
+        if (future := self._submit(what, work, *args, **kwargs)) is not None:
+            self._tidying.add(future)
+            future.add_done_callback(self._tidying.discard)
+
+    def tidied(self, seconds: float) -> None:
+        """Wait for what was begun by `tidy`, for so long at most."""
+        wait(list(self._tidying), seconds)
+
+    def _submit(self, what: str, work: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> "Future[None] | None":
         def guarded() -> None:
             try:
                 work(*args, **kwargs)
@@ -43,8 +56,9 @@ class Background:
                 metrics.ERRORS.labels(what).inc()
                 logger.warning("%s failed: %s", what, error, exc_info=not hasattr(error, "code"))
 
-        if not self._stopping.is_set():
-            self._operations.submit(contextvars.copy_context().run, guarded)
+        if self._stopping.is_set():
+            return None
+        return self._operations.submit(contextvars.copy_context().run, guarded)
 
     @property
     def stopping(self) -> threading.Event:

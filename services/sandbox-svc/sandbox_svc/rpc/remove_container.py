@@ -38,7 +38,7 @@ def remove(node: Node, container: Container, context: grpc.ServicerContext | Non
             container.update(phase=Phase.REMOVING)
         node.container_names.free(reserve.container_name(container.record.config.metadata, container.pod.id))
     node.collector.forget(container.id)
-    node.background.behind("container_cleanup", clean_up, node, container)
+    node.background.tidy("container_cleanup", clean_up, node, container)
 
 
 def clean_up(node: Node, container: Container) -> None:

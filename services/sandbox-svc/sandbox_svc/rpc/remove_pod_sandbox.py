@@ -33,7 +33,7 @@ def remove_pod_sandbox(
                 pod.update(phase=Phase.REMOVING)
             node.pod_names.free(reserve.pod_name(pod.record.config.metadata))
     node.collector.forget(pod.id)
-    node.background.behind("pod_cleanup", clean_up, node, pod)
+    node.background.tidy("pod_cleanup", clean_up, node, pod)
     return cri.RemovePodSandboxResponse()
 
 

@@ -52,7 +52,7 @@ def stop_pod(node: Node, pod: Pod) -> None:
             failures += node.ledger.undo(pod.id, only=("netns", "mount"))
         if failures:
             raise _as_ours(failures[0], pod)
-    node.background.behind("shim_shutdown", retire_shim, node, pod)
+    node.background.tidy("shim_shutdown", retire_shim, node, pod)
 
 
 def _tell(node: Node, pod: Pod) -> None:
