@@ -4,7 +4,9 @@ An entry is written before its thing is made, so undoing must succeed where the 
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from bulkhead.errors import BulkheadError
 from sandbox_svc.store.database import Database, Entry
@@ -15,26 +17,54 @@ Undo = Callable[[Entry], None]
 
 
 class Ledger:
-    """Undoes an owner's entries, last made first; what fails stays in the ledger for the next try."""
+    """Undoes an owner's entries, last made first; what fails stays in the ledger for the next try.
+
+    Of two threads at one entry, such as a stop and the exit that it causes, one undoes it and the other waits for it:
+    plugins are told once. All take entries in the same order, so none waits for another in a circle.
+    """
 
     def __init__(self, database: Database, undoers: Mapping[str, Undo]) -> None:
         self._database = database
         self._undoers = undoers
+        self._changed = threading.Condition()
+        #: Entries that are being undone, until that is recorded, by their numbers.
+        self._busy: set[int] = set()
 
     def undo(self, owner: str, *, only: Collection[str] = ()) -> list[Exception]:
         """Undo an owner's entries (all, or those of some kinds) and return what went wrong."""
         done: list[Entry] = []
         errors: list[Exception] = []
-        for entry in self._database.entries(owner):
-            if only and entry.kind not in only:
-                continue
-            try:
-                self._undoers[entry.kind](entry)
-                done.append(entry)
-            except Exception as error:  # one thing that cannot be undone must not keep the others
-                expected = isinstance(error, BulkheadError | OSError)
-                logger.warning("%s: undoing its %s failed: %s", owner[:13], entry.kind, error, exc_info=not expected)
-                errors.append(error)
-        if done:
-            self._database.undone(done)
+        with self._taking() as take:
+            for entry in self._database.entries(owner):
+                if (only and entry.kind not in only) or not take(entry):
+                    continue
+                try:
+                    self._undoers[entry.kind](entry)
+                    done.append(entry)
+                except Exception as error:  # one thing that cannot be undone must not keep the others
+                    expected = isinstance(error, BulkheadError | OSError)
+                    where = f"{owner[:13]}: undoing its {entry.kind}"
+                    logger.warning("%s failed: %s", where, error, exc_info=not expected)
+                    errors.append(error)
+            if done:
+                self._database.undone(done)
         return errors
+
+    @contextmanager
+    def _taking(self) -> Iterator[Callable[[Entry], bool]]:
+        """Yield what takes an entry until the end of the block: False for one that another thread has undone."""
+        taken: set[int] = set()
+
+        def take(entry: Entry) -> bool:
+            with self._changed:
+                self._changed.wait_for(lambda: entry.seq not in self._busy)
+                self._busy.add(entry.seq)
+            taken.add(entry.seq)
+            return self._database.has(entry)
+
+        try:
+            yield take
+        finally:
+            with self._changed:
+                self._busy -= taken
+                self._changed.notify_all()

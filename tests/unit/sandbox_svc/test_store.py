@@ -1,6 +1,9 @@
 """Records, database, ledger and read model."""
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +94,33 @@ def test_the_ledger_undoes_last_made_first_and_keeps_what_fails(database: Databa
     assert ledger.undo(POD_ID, only=("netns",)) == []
     assert database.owners() == {POD_ID}
     assert ledger.undo(POD_ID, only=("cni",)) == []
+    assert database.owners() == set()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_threads_undo_an_entry_one_after_the_other(database: Database, fails: bool) -> None:
+    """What one thread undoes the other does not undo again; what it could not undo the other tries."""
+    begun, go = threading.Event(), threading.Event()
+    undone: list[str] = []
+
+    def undo(entry: Entry) -> None:
+        undone.append(entry.kind)
+        begun.set()
+        assert go.wait(10)
+        if fails and len(undone) == 1:
+            raise Unavailable("no plugin")
+
+    ledger = Ledger(database, {"exec_plugins": undo, "directory": lambda entry: None})
+    database.save(pod_record(), [Entry("directory", {}), Entry("exec_plugins", {})])
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ledger.undo, POD_ID)
+        assert begun.wait(10)
+        second = pool.submit(ledger.undo, POD_ID, only=("exec_plugins",))
+        time.sleep(0.05)  # so that it comes while the first is at it; if it comes later, the same must hold
+        go.set()
+        assert ([str(error) for error in first.result(10)], second.result(10)) == (["no plugin"] * fails, [])
+
+    assert len(undone) == 1 + fails
     assert database.owners() == set()
 
 

@@ -112,6 +112,11 @@ class Database:
             ).fetchall()
         return [Entry(kind, json.loads(data), holder, seq) for kind, data, holder, seq in rows]
 
+    def has(self, entry: Entry) -> bool:
+        """Tell whether an entry is still to be undone."""
+        with self._lock:
+            return self._connection.execute("SELECT 1 FROM ledger WHERE seq = ?", (entry.seq,)).fetchone() is not None
+
     def owners(self) -> set[str]:
         """Return everything that owns ledger entries."""
         with self._lock:
