@@ -42,7 +42,7 @@ class Cgroup:
         """Return the processes in the cgroup and below."""
         found: set[int] = set()
         for directory, _, _ in os.walk(self._tree()):
-            found.update(int(line) for line in _lines(f"{directory}/cgroup.procs"))
+            found.update(int(line) for line in lines(f"{directory}/cgroup.procs"))
         return sorted(found)
 
     def signal(self, number: int) -> None:
@@ -109,7 +109,7 @@ def join(path: str, pid: int, *, root: str = ROOT) -> None:
 
 def key_values(path: str) -> Iterator[tuple[str, int]]:
     """Yield the `name number` lines of a cgroup file; nothing if it is missing."""
-    for line in _lines(path):
+    for line in lines(path):
         name, _, value = line.partition(" ")
         if value.strip().isdigit():
             yield name, int(value)
@@ -117,12 +117,13 @@ def key_values(path: str) -> Iterator[tuple[str, int]]:
 
 def number(path: str) -> int:
     """Return the number in a file: 0 if it is missing, 2**64 - 1 for "max"."""
-    for line in _lines(path):
+    for line in lines(path):
         return int(line) if line.isdigit() else 2**64 - 1 if line == "max" else 0
     return 0
 
 
-def _lines(path: str) -> list[str]:
+def lines(path: str) -> list[str]:
+    """Return the lines of a file, none if it is missing."""
     try:
         with open(path) as file:
             return file.read().splitlines()
@@ -148,5 +149,5 @@ def _inherit_cpuset(directory: str, base: str) -> None:
     for part in os.path.relpath(directory, base).split("/"):
         parent, path = path, f"{path}/{part}"
         for name in ("cpuset.cpus", "cpuset.mems"):
-            if not "".join(_lines(f"{path}/{name}")).strip():
-                _write(f"{path}/{name}", "".join(_lines(f"{parent}/{name}")))
+            if not "".join(lines(f"{path}/{name}")).strip():
+                _write(f"{path}/{name}", "".join(lines(f"{parent}/{name}")))

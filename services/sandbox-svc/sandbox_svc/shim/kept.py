@@ -2,23 +2,22 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 from sandbox_svc.shim import uris
-from sandbox_svc.shim.loop import Future, Loop
-from sandbox_svc.shim.pipes import Outlet, SharedInput, Sink, Source, Tap, pipe
-from sandbox_svc.shim.sinks import OutputFiles, open_fifo
-from sandbox_svc.shim.streamset import IoSpec
+from sandbox_svc.shim.loop import Loop
+from sandbox_svc.shim.pipes import Outlet, SharedInput, Sink, Source, pipe
+from sandbox_svc.shim.sinks import open_fifo
+from sandbox_svc.shim.streamset import IoSpec, Outputs
 
 
-class KeptIO:
+class KeptIO(Outputs):
     """Named pipes `<prefix>-stdin`, `-stdout` and `-stderr`, made as needed and removed at the end."""
 
     __slots__ = (
         "_close_input",
         "_fifos",
-        "_files",
         "_loop",
         "_prefix",
         "_resize",
@@ -26,7 +25,6 @@ class KeptIO:
         "_terminal",
         "exec_id",
         "raw_terminal",
-        "sources",
         "stdin",
         "stdin_once",
     )
@@ -40,15 +38,14 @@ class KeptIO:
         resize: Callable[[int, int], object],
         exec_id: str = "",
     ) -> None:
+        super().__init__(loop)
         #: What the foreign shim calls the process; empty for an init.
         self.exec_id = exec_id
         self._loop, self._prefix, self._spec = loop, prefix, spec
         #: The foreign shim holds a writer of its own for standard input, so it must be told when the end has come.
         self._close_input, self._resize = close_input, resize
         self._fifos: dict[str, str] = {}
-        self._files = OutputFiles(loop)
         self._terminal: socket.socket | None = None
-        self.sources: dict[str, Source] = {}
         self.stdin: Outlet | None = None
         self.raw_terminal = False
         kind = uris.parse(spec.stdin)
@@ -57,7 +54,7 @@ class KeptIO:
             self._open_input()
         for stream, uri in (("stdout", spec.stdout), ("stderr", spec.stderr)):
             if uri and not (spec.terminal and stream == "stderr") and not isinstance(uris.parse(uri), uris.Fifo):
-                self._read(stream, self._files.sinks(stream, uri))
+                self._read(stream, self.files.sinks(stream, uri))
 
     def names(self) -> IoSpec:
         """Return what the foreign shim is told: our pipes, and what the caller named where we made none."""
@@ -113,30 +110,6 @@ class KeptIO:
         else:
             self._close_input()
 
-    def tap(self, stream: str, tap: Tap) -> None:
-        """Let a client see what a stream brings from now on; a stream that has ended gives it nothing."""
-        source = self.sources.get(stream)
-        if source is None or source.ended.done:
-            tap.finish()
-        else:
-            source.sinks.append(tap)
-
-    def output_ended(self) -> Iterator[Future[None]]:
-        """Yield the end of each output stream."""
-        for stream in ("stdout", "stderr"):
-            if stream in self.sources:
-                yield self.sources[stream].ended
-
-    def reopen_logs(self) -> None:
-        """Open every log file anew."""
-        self._files.reopen()
-
-    def drain(self) -> None:
-        """Read what the process left in its pipes; one that nobody has written to yet would read as ended."""
-        for stream in ("stdout", "stderr"):
-            if stream in self.sources:
-                self.sources[stream].drain()
-
     def close(self) -> None:
         """Close everything and remove the pipes; a second close does nothing."""
         for source in list(self.sources.values()):
@@ -145,7 +118,7 @@ class KeptIO:
             self.stdin.close()
         if self._terminal is not None:
             self._terminal.close()
-        self._files.close()
+        self.files.close()
         for path in self._fifos.values():
             with suppress(OSError):
                 os.unlink(path)

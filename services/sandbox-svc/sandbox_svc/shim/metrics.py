@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from bulkhead.proto.containerd import cgroups_v1_pb2 as v1
 from bulkhead.proto.containerd import cgroups_v2_pb2 as v2
-from sandbox_svc.shim.cgroup import Cgroup, key_values, number
+from sandbox_svc.shim.cgroup import Cgroup, key_values, lines, number
 
 #: Field of v1.BlkIOStat -> its file.
 _BLKIO = {
@@ -96,7 +96,7 @@ def _collect_v2(directory: str) -> v2.Metrics:
     memory.swap_limit = number(f"{directory}/memory.swap.max")
     memory.swap_max_usage = number(f"{directory}/memory.swap.peak")
     _copy(metrics.memory_events, key_values(f"{directory}/memory.events"), {})
-    for line in _lines(f"{directory}/io.stat"):
+    for line in lines(f"{directory}/io.stat"):
         device, *pairs = line.split()
         major, _, minor = device.partition(":")
         entry = metrics.io.usage.add(major=int(major), minor=int(minor))
@@ -126,21 +126,13 @@ def _limit(value: int) -> int:
     return 0 if value == 2**64 - 1 else value
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        with open(path) as file:
-            return file.read().splitlines()
-    except OSError:
-        return []
-
-
 def _numbers(path: str) -> list[int]:
-    return [int(word) for line in _lines(path) for word in line.split() if word.isdigit()]
+    return [int(word) for line in lines(path) for word in line.split() if word.isdigit()]
 
 
 def _blkio(path: str) -> list[v1.BlkIOEntry]:
     entries = []
-    for line in _lines(path):
+    for line in lines(path):
         words = line.split()
         if len(words) == 3:
             major, _, minor = words[0].partition(":")

@@ -1,19 +1,18 @@
 """The standard streams of one process, from what Create or Exec said about them."""
 
 import os
-from collections.abc import Iterator
 
 from bulkhead.errors import InvalidArgument
 from sandbox_svc.shim import console, uris
-from sandbox_svc.shim.loop import Future, Loop
-from sandbox_svc.shim.pipes import Outlet, Sink, Source, Tap, pipe
-from sandbox_svc.shim.sinks import OutputFiles, open_fifo
-from sandbox_svc.shim.streamset import IoSpec
+from sandbox_svc.shim.loop import Loop
+from sandbox_svc.shim.pipes import Outlet, Sink, Source, pipe
+from sandbox_svc.shim.sinks import open_fifo
+from sandbox_svc.shim.streamset import IoSpec, Outputs
 
 _NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
-class ProcessIO:
+class ProcessIO(Outputs):
     """The shim's ends of a process's streams, and until it has started the process's own ends."""
 
     __slots__ = (
@@ -24,21 +23,17 @@ class ProcessIO:
         "_owner",
         "_spec",
         "_terminal_sinks",
-        "files",
         "master",
         "raw_terminal",
-        "sources",
         "stdin",
         "stdin_once",
     )
 
     def __init__(self, loop: Loop, null: int, spec: IoSpec, uid: int = 0, gid: int = 0) -> None:
+        super().__init__(loop)
         self._loop, self._null, self._spec, self._owner = loop, null, spec, (uid, gid)
         self._child: list[int] = []
         self._terminal_sinks: list[Sink] = []
-        self.files = OutputFiles(loop)
-        #: By stream: stdout, stderr, and stdin where a named pipe feeds it.
-        self.sources: dict[str, Source] = {}
         self.stdin: Outlet | None = None
         self.stdin_once = False
         self.master = -1
@@ -144,30 +139,10 @@ class ProcessIO:
         """Return the terminal for somebody else to read and write; it is the caller's to close."""
         return os.dup(self.master)
 
-    def tap(self, stream: str, tap: Tap) -> None:
-        """Let a client see what a stream brings from now on; a stream that has ended gives it nothing."""
-        source = self.sources.get(stream)
-        if source is None or source.ended.done:
-            tap.finish()
-        else:
-            source.sinks.append(tap)
-
     def drain(self) -> None:
         """Read what the process, which has ended, left in its pipes or terminal."""
         self._leave_terminal()
-        for stream in ("stdout", "stderr"):
-            if stream in self.sources:
-                self.sources[stream].drain()
-
-    def output_ended(self) -> Iterator[Future[None]]:
-        """Yield the end of each output stream."""
-        for stream in ("stdout", "stderr"):
-            if stream in self.sources:
-                yield self.sources[stream].ended
-
-    def reopen_logs(self) -> None:
-        """Open every log file anew."""
-        self.files.reopen()
+        super().drain()
 
     def close(self) -> None:
         """Close everything; a second close does nothing."""

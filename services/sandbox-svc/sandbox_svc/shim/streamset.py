@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from sandbox_svc.shim.loop import Future
-from sandbox_svc.shim.pipes import Outlet, Sink, Tap
+from sandbox_svc.shim.loop import Future, Loop
+from sandbox_svc.shim.pipes import Outlet, Sink, Source, Tap
+from sandbox_svc.shim.sinks import OutputFiles
 
 
 class IoSpec(NamedTuple):
@@ -52,3 +53,41 @@ class Streams(Protocol):
 
     def close(self) -> None:
         """Close everything."""
+
+
+class Outputs:
+    """The output streams of a process, and the files that they go to."""
+
+    __slots__ = ("files", "sources")
+
+    def __init__(self, loop: Loop) -> None:
+        self.files = OutputFiles(loop)
+        #: By stream: stdout, stderr, and stdin where a named pipe or a terminal feeds it.
+        self.sources: dict[str, Source] = {}
+
+    def tap(self, stream: str, tap: Tap) -> None:
+        """Let a client see what a stream brings from now on; a stream that has ended gives it nothing."""
+        source = self.sources.get(stream)
+        if source is None or source.ended.done:
+            tap.finish()
+        else:
+            source.sinks.append(tap)
+
+    def output_ended(self) -> Iterator[Future[None]]:
+        """Yield the end of each output stream."""
+        for source in self._outputs():
+            yield source.ended
+
+    def drain(self) -> None:
+        """Read what the process left; a pipe that nobody has written to yet would read as ended."""
+        for source in self._outputs():
+            source.drain()
+
+    def reopen_logs(self) -> None:
+        """Open every log file anew."""
+        self.files.reopen()
+
+    def _outputs(self) -> Iterator[Source]:
+        for stream in ("stdout", "stderr"):
+            if stream in self.sources:
+                yield self.sources[stream]
