@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from bulkhead import seqpacket
 from bulkhead.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable, from_code
@@ -46,13 +46,13 @@ class Silent(DeadlineExceeded):
     """The decryptor did not say in time what it had to say."""
 
 
-class Work:
-    """One piece of work in the decryptor; closing it before its result has come ends the work there."""
+class _Connection:
+    """A connection whose end means something to the decryptor."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
-    def __enter__(self) -> "Work":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -63,6 +63,10 @@ class Work:
     def close(self) -> None:
         """Hang up."""
         self._sock.close()
+
+
+class Work(_Connection):
+    """One piece of work in the decryptor; closing it before its result has come ends the work there."""
 
     def hang_up(self) -> None:
         """End the work there, and whoever waits for it here, in any thread; close() is still to be called."""
@@ -162,11 +166,11 @@ class GrantedKey:
     error: str
 
 
-class Grant:
-    """Keys lent to the decryptor for as long as this object is open. Only root may."""
+class Grant(_Connection):
+    """Keys lent to the decryptor for as long as this object is open; closing it takes them back. Only root may."""
 
     def __init__(self, path: str, keys: Sequence[tuple[str, int, int | None]], timeout: float = 10.0) -> None:
-        self._sock = seqpacket.connect(path, timeout)
+        super().__init__(seqpacket.connect(path, timeout))
         fds: list[int] = []
         for _, key, password in keys:
             fds += [key] if password is None else [key, password]
@@ -183,18 +187,6 @@ class Grant:
         except BaseException:
             self._sock.close()
             raise
-
-    def __enter__(self) -> "Grant":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take the keys back."""
-        self._sock.close()
 
 
 def dump(message: _Message) -> int:
