@@ -121,14 +121,20 @@ class Puller:
         progress: Progress | None = None,
         purpose: Purpose = ANYBODY,
         snapshotter: str = "",
+        *,
+        provisional: bool = False,
     ) -> str:
         """Make an image, whose blobs are all in the content store, one that can be run; return its id.
 
-        The same is checked as of one that is pulled. The caller's lease holds the blobs.
+        The same is checked as of one that is pulled. The caller's lease holds the blobs. `provisional` names are
+        taken back unless the import that gives them confirms them.
         """
         with self.pulls.shown(progress or Progress(str(name))) as progress, self._leases.lease() as lease:
             try:
-                self._take(name, target, LocalContent(name), lease, patience, purpose, progress, snapshotter)
+                place = LocalContent(name)
+                self._take(
+                    name, target, place, lease, patience, purpose, progress, snapshotter, provisional=provisional
+                )
             except OSError as error:
                 raise telemetry.disk_failure(f"import of {name}", error) from error
         return progress.image_id
@@ -143,6 +149,8 @@ class Puller:
         purpose: Purpose,
         progress: Progress,
         snapshotter: str,
+        *,
+        provisional: bool = False,
     ) -> int:
         """Bring what a name stands for and return the bytes of its blobs."""
         finder = Finder(place, self._content, lease, patience)
@@ -156,7 +164,7 @@ class Puller:
             check(name, found, place, purpose, patience)
         progress.state = PullState.FETCHING
         with stage("pull_layers"):
-            image = _image(name, found)
+            image = _image(name, found, provisional=provisional)
             pull = self._layer_puller.pull_of(image.names[0], place, patience, progress, purpose)
             layers = self._elsewhere(snapshotter, name, found) or self._layer_puller
             layers.pull_all(image, finder.fetched, pull)
@@ -187,7 +195,7 @@ class Puller:
             self._gatekeeper.check(str(name), purpose, found.layers, patience)
 
 
-def _image(name: Reference, found: Found) -> NewImage:
+def _image(name: Reference, found: Found, *, provisional: bool) -> NewImage:
     digest_name = str(name.with_digest(found.target.digest))
     return NewImage(
         id=found.manifest.config.digest,
@@ -199,4 +207,5 @@ def _image(name: Reference, found: Found) -> NewImage:
         user=found.user,
         layers=found.layers,
         names=(digest_name,) if name.digest else (str(name), digest_name),
+        provisional=provisional,
     )

@@ -65,7 +65,7 @@ class Ciphering:
             labels = dict(request.pod_labels)
             purpose = Purpose(request.pod, request.namespace, labels=labels, grant=request.grant)
             self._parts.puller.adopt(tree.target, named, patience, progress=progress, purpose=purpose)
-            self._parts.store.add_names(entry.names, variant.descriptor.digest, entry.target)
+            self._parts.store.promote(entry.target, variant.descriptor.digest)
             self._parts.collector.kick()
         return self._result(Converted(str(named), entry.target))
 

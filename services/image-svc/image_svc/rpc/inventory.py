@@ -33,6 +33,8 @@ class Entry:
     pulled_at: int
     #: None for content that is not unpacked.
     image: Image | None = None
+    #: The name it was asked for by; "" if that was an id.
+    asked: str = ""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -42,7 +44,7 @@ class Entry:
     @property
     def label(self) -> str:
         """What to call it in a message."""
-        return next(iter(self.names), self.id or self.target)
+        return self.asked or next(iter(self.names), self.id or self.target)
 
 
 @dataclass(frozen=True)
@@ -83,21 +85,25 @@ class Inventory:
     def find(self, text: str) -> Entry:
         """Return what an id, a unique prefix of one, a name or a digest stands for; NotFound names the text.
 
-        A name chooses among the manifests of an image that was pulled in several forms.
+        A name chooses among the manifests of an image that was pulled in several forms, and comes before a prefix.
         """
         if not text:
             raise InvalidArgument("image is empty; expected a name or an id")
         if not _HEX.fullmatch(text):
             reference.parse(text)
+        name, content = reference.complete(text), self._contents_entries()
+        called = next((entry for entry in content if name in entry.names), None)
+        if called is not None and not text.startswith("sha256:"):
+            return replace(called, asked=name)
         image = self._parts.catalogue.try_find(text)
+        matches = [] if image is not None and name in image.manifests else self._by_digest(text, content)
         if image is not None:
             targets = self._parts.store.targets()
             entry = self._of_image(image, targets, self._parts.store.pulled_at())
-            name = reference.complete(text)
-            return _by_name(entry, image, name, targets) if name in image.manifests else entry
-        content = self._contents_entries()
-        name = reference.complete(text)
-        matches = [entry for entry in content if name in entry.names] or self._by_digest(text, content)
+            if name in image.manifests:
+                return _by_name(entry, image, name, targets)
+            # Content with the same id is the same image in another form.
+            matches = [entry, *(each for each in matches if each.id != entry.id)]
         if len(matches) > 1:
             raise InvalidArgument(f"{text!r} is the beginning of {len(matches)} ids or digests")
         if not matches:
@@ -228,7 +234,7 @@ class Inventory:
 
 def _by_name(entry: Entry, image: Image, name: str, targets: dict[str, str]) -> Entry:
     manifest = image.manifests[name]
-    return replace(entry, manifest=manifest, target=targets.get(name, manifest))
+    return replace(entry, manifest=manifest, target=targets.get(name, manifest), asked=name)
 
 
 def _nanoseconds(value: object) -> int:

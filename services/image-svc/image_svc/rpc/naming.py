@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from bulkhead.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound
 from bulkhead.proto import images_pb2
 from image_svc.oci import reference
 from image_svc.parts import Parts
@@ -27,13 +27,10 @@ class Naming:
         wanted = [str(reference.parse_tagged(name)) for name in names]
         if not wanted:
             raise InvalidArgument("names is empty; expected at least one new name")
-        known = self._parts.store.targets()
-        for name in wanted:
-            if keep_existing and known.get(name, entry.target) != entry.target:
-                raise AlreadyExists(f"{name} is the name of another image")
-        if entry.image is None:
-            self._parts.store.add_content(wanted, entry.target, ())
-        elif not self._parts.store.add_names(wanted, entry.manifest, entry.target):
+        given = self._parts.store.tag(
+            wanted, entry.manifest, entry.target, unpacked=entry.image is not None, keep_existing=keep_existing
+        )
+        if not given:
             raise NotFound(f"image {image!r} was removed meanwhile")
         self._parts.collector.kick()
         return wanted

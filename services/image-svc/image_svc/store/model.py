@@ -56,6 +56,8 @@ class NewImage:
     layers: tuple[Layer, ...]
     #: Names to add or to move: complete references, by tag or by digest.
     names: tuple[str, ...]
+    #: Whether they are taken back unless the import that gives them comes to its end.
+    provisional: bool = False
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,13 @@ CREATE TABLE proxied_layers (
     UNIQUE (snapshotter, chain_id)
 ) STRICT;
 """
+_PROVISIONAL = """
+CREATE TABLE provisional_names (
+    name TEXT PRIMARY KEY           -- given by an import that has not come to its end, and by nobody else
+) STRICT, WITHOUT ROWID;
+"""
 #: Each makes the tables of the version before into its own, the first into 1.
-_STEPS = (_TABLES, _CONTENT, _PROXIED)
+_STEPS = (_TABLES, _CONTENT, _PROXIED, _PROVISIONAL)
 VERSION = len(_STEPS)
 
 

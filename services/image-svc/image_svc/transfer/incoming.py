@@ -8,7 +8,6 @@ from bulkhead.errors import FailedPrecondition, NotFound, PermissionDenied
 from image_svc.kubelet_errors import SignatureValidationFailed
 from image_svc.oci import media
 from image_svc.oci.platforms import Platform
-from image_svc.oci.reference import Reference
 from image_svc.parts import Parts
 from image_svc.patience import Patience
 from image_svc.pulling.progress import Progress
@@ -17,7 +16,7 @@ from image_svc.transfer.archive import read
 from image_svc.transfer.contents import Contents, Tree, Variant
 from image_svc.transfer.layout import Incoming, Layouts
 from image_svc.transfer.selection import Selection
-from image_svc.transfer.staging import Staging, all_or_none, discard_leftovers, take_back
+from image_svc.transfer.staging import Staging, all_or_none, discard_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +80,9 @@ class Importer:
             archive = read(blocks, staging, parts.content, patience, limits.import_max_bytes)
             incoming = Layouts(archive, parts.content, staging, patience).images(options.names, options.base_name)
             plans = [self._plan(each, options) for each in incoming]
-            names = {str(name) for plan in plans for name in _all_names(plan.incoming)}
             patience.acquire(self._naming)
             try:
-                take_back(parts.content, parts.store)
-                with all_or_none(parts.content, parts.store, names - set(parts.store.targets())):
+                with all_or_none(parts.store):
                     return [self._land(plan, options.snapshotter, patience, watch) for plan in plans]
             finally:
                 self._naming.release()
@@ -144,7 +141,9 @@ class Importer:
         first, *others = plan.incoming.names
         progress = Progress(str(first))
         watch(progress)
-        self._parts.puller.adopt(plan.tree.target, first, patience, progress=progress, snapshotter=snapshotter)
+        self._parts.puller.adopt(
+            plan.tree.target, first, patience, progress=progress, snapshotter=snapshotter, provisional=True
+        )
         if others and plan.run is not None:
             manifest, target = plan.run.descriptor.digest, plan.tree.target.digest
             names = [str(name) for name in others]
@@ -156,7 +155,7 @@ class Importer:
         target = plan.tree.target.digest
         blobs = held(plan.tree, plan.kept)
         if not unpacked:
-            self._parts.store.add_content(names, target, blobs)
+            self._parts.store.add_content(names, target, blobs, provisional=True)
         elif len(plan.kept) > 1:
             self._parts.store.hold(target, blobs)
 
@@ -170,7 +169,3 @@ def held(tree: Tree, variants: Iterable[Variant]) -> set[str]:
 def is_encrypted(variant: Variant) -> bool:
     """Whether any layer of an image is."""
     return any(media.is_encrypted(layer.media_type) for layer in variant.layers)
-
-
-def _all_names(incoming: Incoming) -> list[Reference]:
-    return [each for name in incoming.names for each in (name, name.with_digest(incoming.target.digest))]

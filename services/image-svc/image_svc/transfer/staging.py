@@ -1,14 +1,12 @@
 """Files on their way into the content store, of archives or made here: hashed while written, blobs once right."""
 
 import hashlib
-import json
 import logging
 import os
 import secrets
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bulkhead.errors import BulkheadError, DataLoss, ResourceExhausted
@@ -26,9 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What the names of files begin with that are still being written, among the partial downloads; and what those end
-#: with that list names.
-_PREFIX, _NAMES = "import-", ".names"
+#: What the names of files begin with that are still being written, among the partial downloads.
+_PREFIX = "import-"
 #: Enough of a blob's beginning to tell how it is compressed.
 HEAD = 8
 
@@ -134,58 +131,34 @@ class Staging:
 
 
 @contextmanager
-def all_or_none(content: Content, store: Store, names: Collection[str]) -> Iterator[None]:
-    """Take names back unless the block that gives them comes to its end; after a crash the next start does that.
+def all_or_none(store: Store) -> Iterator[None]:
+    """Take back the names that the block gives provisionally unless it comes to its end; one at a time.
 
-    One at a time.
+    After a crash the next start does that, and where a full disk forbids it the next import.
     """
-    path = content.partial(f"{_PREFIX}{secrets.token_hex(8)}{_NAMES}")
-    try:
-        with path.open("x") as file:
-            json.dump(sorted(names), file)
-            file.flush()
-            os.fsync(file.fileno())
-        fsync_directory(path.parent)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise telemetry.disk_failure("import", error) from error
+    store.take_back_names()
     try:
         yield
+        store.confirm_names()
     except BaseException:
-        try:
-            store.remove_names(names)
-            path.unlink()
-        except (BulkheadError, OSError) as error:  # why the block failed says more
-            logger.warning("names that a failed import gave are left to the next one: %s", error)
+        _take_back(store, "a failed import gave")
         raise
-    path.unlink()
-    fsync_directory(path.parent)
-
-
-def take_back(content: Content, store: Store) -> None:
-    """Take back the names that imports gave which then failed or were killed; none may be giving names."""
-    for entry in _files(content):
-        if entry.name.endswith(_NAMES):
-            with suppress(ValueError):  # it was cut itself, so that no name had been given
-                store.remove_names(json.loads(Path(entry.path).read_bytes()))
-            os.unlink(entry.path)
-            telemetry.REMOVED.labels("partial").inc()
 
 
 def discard_leftovers(content: Content, store: Store) -> None:
     """Remove the files of imports and the like that a crash cut short, and names they gave; none may be under way."""
-    for entry in _files(content):
-        if not entry.name.endswith(_NAMES):
+    for entry in content.partials():
+        if entry.name.startswith(_PREFIX):
             os.unlink(entry.path)
             telemetry.REMOVED.labels("partial").inc()
+    _take_back(store, "an interrupted import gave")
+
+
+def _take_back(store: Store, what: str) -> None:
     try:
-        take_back(content, store)
+        store.take_back_names()
     except BulkheadError as error:  # a disk without any room, which only a running service can do something about
-        logger.warning("names that an interrupted import gave are left to the next one: %s", error)
-
-
-def _files(content: Content) -> "list[os.DirEntry[str]]":
-    return [entry for entry in content.partials() if entry.name.startswith(_PREFIX)]
+        logger.warning("names that %s are left to the next one: %s", what, error)
 
 
 def _write_all(fd: int, piece: bytes) -> None:

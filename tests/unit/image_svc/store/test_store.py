@@ -342,12 +342,27 @@ def test_content_that_is_not_unpacked_is_no_image(node: Node) -> None:
     assert node.store.unused_blobs() == [sha("enc")]
 
 
+def test_names_of_content_become_those_of_an_image(node: Node) -> None:
+    """Every name of the target follows once it is unpacked, one that went elsewhere meanwhile does not."""
+    target, manifest = sha("manifest1False"), new_image(1).manifest
+    node.store.add_content(["q.io/enc:1", "q.io/enc:2", "q.io/enc:3"], target, [target])
+    node.store.add_content(["q.io/enc:3"], sha("other"), [])
+    node.store.promote(target, manifest)
+    assert {each.name for each in node.store.content_names()} == {"q.io/enc:1", "q.io/enc:2", "q.io/enc:3"}
+
+    node.store.add_image(new_image(1, "q.io/enc:1"))
+    node.store.promote(target, manifest)
+    assert [image.repo_tags for image in node.catalogue.images()] == [("q.io/enc:1", "q.io/enc:2")]
+    assert [each.name for each in node.store.content_names()] == ["q.io/enc:3"]
+
+
 def test_a_database_of_the_first_format_is_brought_up(tmp_path: Path) -> None:
     """What an older Bulkhead wrote is read, and has the tables that came later."""
     path = tmp_path / "old.db"
     Store(path).close()
+    later = ("held", "content_names", "proxied_layers", "provisional_names")
     with sqlite3.connect(path) as raw:
-        raw.executescript("DROP TABLE held; DROP TABLE content_names; DROP TABLE proxied_layers; PRAGMA user_version=1")
+        raw.executescript(f"{''.join(f'DROP TABLE {table};' for table in later)} PRAGMA user_version=1")
     raw.close()
 
     opened = Store(path)

@@ -10,7 +10,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import zstandard
 
 from bulkhead.errors import Cancelled, ResourceExhausted
 from bulkhead.proto import images_pb2 as pb
+from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from image_svc.patience import Patience
 from image_svc.store import Store
 from image_svc.transfer.archive import read
@@ -28,6 +29,7 @@ from image_svc.transfer.incoming import Importer
 from image_svc.transfer.staging import Staging
 from support import archives
 from support.archives import FULL_NAME, REF_NAME
+from support.fake_registry import fake_registry
 from support.image_station import Station, station
 from support.images import MEDIA, Image, Layer, digest
 
@@ -49,12 +51,12 @@ def refused(node: Station, data: bytes, options: pb.ImportOptions | None = None)
     return caught.value.code(), caught.value.details() or ""
 
 
-def good_and_bad(image: Image) -> bytes:
-    """Return an archive of an image, x.io/good:1, and one after it that cannot be unpacked, x.io/bad:1."""
+def good_and_bad(image: Image, good: str = "x.io/good:1") -> bytes:
+    """Return an archive of an image and one after it that cannot be unpacked, x.io/bad:1."""
     bad = Image([b"no tar at all"])
     entries = [
-        archives.entry(each.manifest(), MEDIA["oci"]["manifest"], **{FULL_NAME: f"x.io/{name}:1"})
-        for name, each in (("good", image), ("bad", bad))
+        archives.entry(each.manifest(), MEDIA["oci"]["manifest"], **{FULL_NAME: name})
+        for name, each in ((good, image), ("x.io/bad:1", bad))
     ]
     return archives.tar(archives.layout(entries, {**archives.image_blobs(image), **archives.image_blobs(bad)}))
 
@@ -311,16 +313,16 @@ def test_a_failure_takes_back_the_names_it_gave(node: Station, image: Image) -> 
 
 def test_names_that_could_not_be_taken_back(tmp_path: Path, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """They go at the next import, or the next start that can; those that are given after that stay."""
-    remove = Store.remove_names
+    take_back = Store.take_back_names
 
-    def full(self: Store, names: Iterable[str]) -> None:
-        if gone := list(names):
-            raise ResourceExhausted(f"no room to forget {gone}")
+    def full(self: Store) -> None:
+        if "x.io/good:1" in self.targets():
+            raise ResourceExhausted("no room to forget")
 
     def tags(node: Station) -> list[str]:
         return [name for name in node.listed() if "@" not in name]
 
-    monkeypatch.setattr(Store, "remove_names", full)
+    monkeypatch.setattr(Store, "take_back_names", full)
     with station(tmp_path) as node:
         with pytest.raises(grpc.RpcError, match="not a tar"):
             node.send(good_and_bad(image))
@@ -328,7 +330,7 @@ def test_names_that_could_not_be_taken_back(tmp_path: Path, image: Image, monkey
         helper = node.unpack
     with station(tmp_path, helper=helper) as node:
         assert tags(node) == ["x.io/good:1"]
-        monkeypatch.setattr(Store, "remove_names", remove)
+        monkeypatch.setattr(Store, "take_back_names", take_back)
         node.send(archives.tar(archives.oci(image, "x.io/other:1")))
         assert tags(node) == ["x.io/other:1"]
         node.send(archives.tar(archives.oci(image, "x.io/good:1")))
@@ -358,6 +360,30 @@ def test_a_failure_beside_another_import(node: Station, image: Image, monkeypatc
         with pytest.raises(grpc.RpcError):
             fails.result(10)
     assert [name for name in node.listed() if "@" not in name] == ["x.io/good:1"]
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same image", "another image"])
+@pytest.mark.parametrize("before", [True, False], ids=["before the import's", "after the import's"])
+def test_a_failure_beside_a_pull(
+    node: Station, image: Image, monkeypatch: pytest.MonkeyPatch, same: bool, before: bool
+) -> None:
+    """What the kubelet pulled while an import that then failed gave the same name is listed as it was told."""
+    pulled = image if same else Image([Layer().file("c", "newer").tar()])
+    real = Importer._land
+    with fake_registry() as registry:
+        registry.push("good", "1", pulled)
+        name = f"{registry.address}/good:1"
+
+        def land(self: Importer, plan: Any, *rest: Any) -> Any:
+            if str(plan.incoming.names[0]) == (name if before else "x.io/bad:1"):
+                node.cri.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=name)), timeout=20)
+            return real(self, plan, *rest)
+
+        monkeypatch.setattr(Importer, "_land", land)
+        with pytest.raises(grpc.RpcError, match="not a tar"):
+            node.send(good_and_bad(image, name))
+    assert name in node.listed()
+    assert "x.io/bad:1" not in node.listed()
 
 
 def test_a_crash_in_mid_import(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from bulkhead.proto import images_pb2 as pb
 from bulkhead.proto import images_pb2 as run
+from image_svc.rpc.inventory import Entry, Inventory
 from image_svc.rpc.transfers import message
 from support import archives
 from support.fake_registry import FakeRegistry, Handler, fake_registry
@@ -88,6 +89,74 @@ def test_tag(node: Station, here: str) -> None:
     assert node.stub.Inspect(pb.InspectRequest(image="x.io/a:2"), timeout=5).image.id != here
     bad = pb.TagRequest(image="app:1", names=[f"x.io/a@{here}"])
     assert code(lambda: node.stub.Tag(bad, timeout=5))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("unpacked", [True, False])
+def test_a_tag_that_moves_leaves_its_image(node: Station, image: Image, unpacked: bool) -> None:
+    """Who tags another image with a name is not left without the one that had it, though it had no other name."""
+    options = pb.ImportOptions(no_unpack=not unpacked)
+    for name, each in (("x.io/old:1", image), ("x.io/new:1", Image([Layer().file("c", "new").tar()]))):
+        node.send(archives.tar(archives.oci(each, name)), options)
+    node.stub.Tag(pb.TagRequest(image="x.io/old:1", names=["x.io/app:1"]), timeout=5)
+    delete(node, "x.io/old:1")
+    node.stub.Tag(pb.TagRequest(image="x.io/new:1", names=["x.io/app:1"]), timeout=5)
+
+    by_digest = f"x.io/app@{digest(image.manifest())}"
+    found = node.stub.Inspect(pb.InspectRequest(image=by_digest), timeout=5).image
+    assert (found.id, found.unpacked) == (digest(image.blobs()[0]), unpacked)
+    node.blobs()
+    assert node.export(by_digest)
+    delete(node, by_digest)
+    assert digest(image.manifest()) not in node.blobs()
+
+
+@pytest.mark.parametrize("unpacked", [True, False])
+def test_a_tag_for_what_goes_meanwhile(
+    node: Station, image: Image, unpacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that is removed after it was found gets no name that would stand for nothing."""
+    node.send(archives.tar(archives.oci(image)), pb.ImportOptions(no_unpack=not unpacked))
+    find = Inventory.find
+
+    def found(self: Inventory, text: str) -> Entry:
+        entry = find(self, text)
+        self._parts.store.remove_names(entry.names)
+        return entry
+
+    monkeypatch.setattr(Inventory, "find", found)
+    status, text = code(lambda: node.stub.Tag(pb.TagRequest(image="app:1", names=["x.io/a:1"]), timeout=5))
+    assert (status, text) == (grpc.StatusCode.NOT_FOUND, "image 'app:1' was removed meanwhile")
+    assert node.parts.store.targets() == {}
+
+
+def test_a_name_before_the_beginning_of_an_id(node: Station, here: str) -> None:
+    """Content that is named like the beginning of an image's id is meant by that name; a prefix of both is refused."""
+    other = Image([Layer().file("c", "other").tar()])
+    name = f"docker.io/library/{here[7:19]}:latest"
+    node.send(archives.tar(archives.oci(other, name)), pb.ImportOptions(no_unpack=True))
+    assert list(delete(node, here[7:19]).untagged) == [name]
+    assert "docker.io/library/app:1" in node.listed()
+
+
+def test_a_prefix_of_an_image_and_of_content(node: Station, here: str) -> None:
+    """The beginning of two ids is refused, also where one of them is of content."""
+    twin = next(made for n in range(100_000) if digest((made := alike(n)).blobs()[0])[7:10] == here[7:10])
+    node.send(archives.tar(archives.oci(twin, "x.io/twin:1")), pb.ImportOptions(no_unpack=True))
+    status, text = code(lambda: delete(node, here[7:10], force=True))
+    assert (status, text) == (grpc.StatusCode.INVALID_ARGUMENT, f"{here[7:10]!r} is the beginning of 2 ids or digests")
+    assert {"docker.io/library/app:1"} <= set(node.listed())
+
+
+def alike(number: int) -> Image:
+    """Return one of many images without layers, each with an id of its own."""
+    return Image([], {"Labels": {"number": str(number)}})
+
+
+def test_errors_call_an_image_as_it_was_called(node: Station, here: str) -> None:
+    """Of an image with several names a message has the one that was given."""
+    node.stub.Tag(pb.TagRequest(image="app:1", names=["x.io/z:1"]), timeout=5)
+    request = pb.InspectRequest(image="x.io/z:1", platform="linux/s390x")
+    assert code(lambda: node.stub.Inspect(request, timeout=5))[1].startswith("x.io/z:1: no image for platform")
 
 
 def test_delete_by_name(node: Station, here: str) -> None:
