@@ -7,6 +7,7 @@ import logging
 import os
 import pwd
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,9 +37,9 @@ from sandbox_svc.task.zygote import Zygote
 NAME = "sandbox-svc"
 logger = logging.getLogger(__name__)
 
-#: Seconds that removals which were answered have to their end, once nobody calls any more: with the two that calls have
-#: before that, less than the supervisor waits.
-TIDY_SECONDS = 1.5
+#: Seconds that calls have to their end, and those that calls and then removals which were answered have together; with
+#: the one that NRI plugins have for their shutdown afterwards it is less than the supervisor waits.
+CALL_SECONDS, STOP_SECONDS = 2.0, 3.5
 
 
 def build(config: Config) -> Node:
@@ -91,10 +92,11 @@ def serve(config: Config) -> None:
     settling = recovery.start(node)
     logger.info("serving %d pods on %s", len(settling), socket)
     logger.info("stopping on %s", stop.wait())
+    end = time.monotonic() + STOP_SECONDS
     node.happenings.stop()
-    server.stop(grace=2.0).wait(4.0)
+    server.stop(grace=CALL_SECONDS).wait(STOP_SECONDS)
     # A pod whose removal has been answered shall not look like one that goes on: with its shim the zygote would stay.
-    node.background.tidied(TIDY_SECONDS)
+    node.background.tidied(max(0.0, end - time.monotonic()))
     node.nri.hooks.stop()
     node.background.stop()
     if not node.model.everything():

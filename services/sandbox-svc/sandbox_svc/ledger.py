@@ -8,19 +8,24 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from bulkhead.errors import BulkheadError
+from bulkhead.errors import BulkheadError, DeadlineExceeded
 from sandbox_svc.store.database import Database, Entry
 
 logger = logging.getLogger(__name__)
 
 Undo = Callable[[Entry], None]
 
+#: Seconds that one thread waits for another at an entry: more than anything takes to be undone that is not stuck, a
+#: chain of CNI plugins included. What waits may hold a pod's lock, and a pod must not be lost to one thread that is.
+PATIENCE = 300.0
+
 
 class Ledger:
     """Undoes an owner's entries, last made first; what fails stays in the ledger for the next try.
 
     Of two threads at one entry, such as a stop and the exit that it causes, one undoes it and the other waits for it:
-    plugins are told once. All take entries in the same order, so none waits for another in a circle.
+    plugins are told once. All take entries in the same order, so none waits for another in a circle. For a thread that
+    is stuck, another waits PATIENCE, which is DeadlineExceeded.
     """
 
     def __init__(self, database: Database, undoers: Mapping[str, Undo]) -> None:
@@ -36,11 +41,12 @@ class Ledger:
         errors: list[Exception] = []
         with self._taking() as take:
             for entry in self._database.entries(owner):
-                if (only and entry.kind not in only) or not take(entry):
+                if only and entry.kind not in only:
                     continue
                 try:
-                    self._undoers[entry.kind](entry)
-                    done.append(entry)
+                    if take(entry):
+                        self._undoers[entry.kind](entry)
+                        done.append(entry)
                 except Exception as error:  # one thing that cannot be undone must not keep the others
                     expected = isinstance(error, BulkheadError | OSError)
                     where = f"{owner[:13]}: undoing its {entry.kind}"
@@ -57,7 +63,8 @@ class Ledger:
 
         def take(entry: Entry) -> bool:
             with self._changed:
-                self._changed.wait_for(lambda: entry.seq not in self._busy)
+                if not self._changed.wait_for(lambda: entry.seq not in self._busy, PATIENCE):
+                    raise DeadlineExceeded(f"another thread has not come to its end in {PATIENCE:g} s")
                 self._busy.add(entry.seq)
             taken.add(entry.seq)
             return self._database.has(entry)

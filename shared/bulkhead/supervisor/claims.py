@@ -14,7 +14,7 @@ from bulkhead.sockets import is_live
 from bulkhead.supervisor.roster import ZYGOTE, sockets
 
 #: Services whose supervisor was killed end by themselves; this many seconds are given to them.
-ORPHANS_WAIT = 5.0
+ORPHANS_WAIT = 8.0
 
 
 def lock(directories: Iterable[Path]) -> list[int]:

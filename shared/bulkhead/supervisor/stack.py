@@ -17,8 +17,9 @@ from bulkhead.supervisor.roster import STOP, ZYGOTE, Entry
 
 logger = logging.getLogger("bulkhead.supervisor")
 
-#: Seconds that the services of one step have to end after SIGTERM.
-STOP_PATIENCE = 4.0
+#: Seconds that the services of one step have to end after SIGTERM. The slowest is sandbox-svc, which gives calls,
+#: removals and plugins 4.5 of them.
+STOP_PATIENCE = 6.0
 #: Deaths before the stack was ever ready after which starting is given up.
 START_ATTEMPTS = 5
 _READ = 64 * 1024

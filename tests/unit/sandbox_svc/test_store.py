@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bulkhead.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from bulkhead.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from sandbox_svc import ledger as ledgers
 from sandbox_svc.ledger import Ledger
 from sandbox_svc.store import database as databases
 from sandbox_svc.store.database import Database, Entry
@@ -121,6 +122,33 @@ def test_two_threads_undo_an_entry_one_after_the_other(database: Database, fails
         assert ([str(error) for error in first.result(10)], second.result(10)) == (["no plugin"] * fails, [])
 
     assert len(undone) == 1 + fails
+    assert database.owners() == set()
+
+
+def test_an_undoing_that_is_stuck_is_not_waited_for_without_end(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread gives up an entry at which another is stuck, undoes the rest, and leaves that one to the next try."""
+    begun, go = threading.Event(), threading.Event()
+    undone: list[str] = []
+
+    def hang(entry: Entry) -> None:
+        begun.set()
+        assert go.wait(10)
+
+    monkeypatch.setattr(ledgers, "PATIENCE", 0.05)
+    ledger = Ledger(database, {"cni": hang, "directory": lambda entry: undone.append(entry.kind)})
+    database.save(pod_record(), [Entry("directory", {}), Entry("cni", {})])
+    with ThreadPoolExecutor(1) as pool:
+        stuck = pool.submit(ledger.undo, POD_ID, only=("cni",))
+        assert begun.wait(10)
+        (error,) = ledger.undo(POD_ID)
+        left = [entry.kind for entry in database.entries(POD_ID)]
+        go.set()
+        assert stuck.result(10) == []
+
+    assert isinstance(error, DeadlineExceeded)
+    assert (undone, left) == (["directory"], ["cni"])
     assert database.owners() == set()
 
 

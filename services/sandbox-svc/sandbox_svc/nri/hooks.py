@@ -35,7 +35,7 @@ from sandbox_svc.nri.runtime import Snapshot as Snapshot
 logger = logging.getLogger(__name__)
 
 #: Seconds that plugins have for their Shutdown.
-_SHUTDOWN = 1.0
+SHUTDOWN = 1.0
 #: What the default validator is called among plugins.
 _BUILT_IN = ("00", "default-validator")
 
@@ -99,7 +99,7 @@ class Hooks:
     def stop(self) -> None:
         """Close the socket, tell plugins to shut down and end those that were started here."""
         self._listener.stop()
-        self._registry.stop(_SHUTDOWN)
+        self._registry.stop(SHUTDOWN)
 
     def notes(self) -> list[str]:
         """Return what an operator should know: a socket that is another runtime's, required plugins not there."""
