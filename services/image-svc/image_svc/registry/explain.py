@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bulkhead.config.model import Registry
-from bulkhead.errors import BulkheadError, NotFound
+from bulkhead.errors import BulkheadError, FailedPrecondition, NotFound
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
 from image_svc.credentials import Providers
 from image_svc.oci import reference
@@ -15,7 +15,7 @@ from image_svc.registry import hosts
 from image_svc.registry.endpoint import Endpoint
 from image_svc.registry.failures import HostFailure
 from image_svc.registry.hosts import Host
-from image_svc.registry.repository import Descriptor, Repository, needed
+from image_svc.registry.repository import Descriptor, Repository, needed, worst
 
 #: Seconds that one host may take to answer.
 HOST_TIME = 20.0
@@ -52,8 +52,8 @@ class Explanation:
     #: What the name resolves to; empty if nobody was asked or nobody says.
     digest: str = ""
     media_type: str = ""
-    #: Why it does not resolve, or cannot be asked for.
-    error: str = ""
+    #: Why it does not resolve, or cannot be asked for: what a pull would fail with.
+    error: BulkheadError | None = None
     #: What belongs to no single host.
     notes: tuple[str, ...] = field(default=())
 
@@ -78,7 +78,7 @@ def explain(
     try:
         repository = Repository(name, registry, auth, providers=providers, actions=actions)
     except BulkheadError as error:
-        return Explanation(str(name), (), error=str(error), notes=notes)
+        return Explanation(str(name), (), error=error, notes=notes)
     with repository.held():
         made = [_planned(endpoint, name, push=push) for endpoint in repository.endpoints]
         if push:
@@ -148,38 +148,46 @@ def _asked(plan: Explanation, repository: Repository, patience: Patience, *, pus
     """Ask every host that may be asked; after the first that answers the others are asked about that digest."""
     steps: list[Step] = []
     target: Descriptor | None = None
-    errors: list[str] = []
+    errors: dict[str, BulkheadError] = {}
+    #: What ends a pull without another host being asked: a mistake in the configuration.
+    final: BulkheadError | None = None
     for endpoint, step in zip(repository.endpoints, plan.steps, strict=True):
         if step.usable:
             step, found, error = _probe(endpoint, step, repository, patience, push=push)
             if found is not None and target is not None and found.digest != target.digest:
                 step = replace(step, result=f"{step.result}, other than the first answer")
+            if target is None and isinstance(error, FailedPrecondition):
+                final = final or error
             target = target or found
-            errors += [error] if error else []
+            errors |= {endpoint.origin: error.error if isinstance(error, HostFailure) else error} if error else {}
         steps.append(step)
+    if final is not None:
+        return replace(plan, steps=tuple(steps), error=final)
     if target is None:
         wanted = " and ".join(sorted(_wanted(repository.reference, push=push)))
-        none = f"{repository.reference}: no host has the capabilities {wanted}"
+        none = FailedPrecondition(f"{repository.reference}: no host has the capabilities {wanted}")
         able = any(step.usable for step in plan.steps)
-        problem = "; ".join(errors) or ("" if able else none)
+        problem = worst(errors) if errors else None if able else none
         return replace(plan, steps=tuple(steps), error=problem)
     return replace(plan, steps=tuple(steps), digest=target.digest, media_type=target.media_type)
 
 
 def _probe(
     endpoint: Endpoint, step: Step, repository: Repository, patience: Patience, *, push: bool
-) -> tuple[Step, Descriptor | None, str]:
+) -> tuple[Step, Descriptor | None, HostFailure | BulkheadError | None]:
     """Ask one host what the name stands for; return its step with the answer, what it has, and what went wrong."""
     began = time.monotonic()
-    found, problem, usable = None, "", True
+    found: Descriptor | None = None
+    problem: HostFailure | BulkheadError | None = None
+    usable = True
     try:
         found = repository.probe(endpoint, Patience(min(HOST_TIME, patience.left), f"answer of {endpoint.origin}"))
         result = f"has {found.digest}"
-    except (HostFailure, BulkheadError) as error:
+    except (HostFailure, BulkheadError) as failure:
         patience.check()
-        missing = isinstance(getattr(error, "error", error), NotFound)
-        usable = push and missing
-        result, problem = ("has nothing of that name yet", "") if usable else (str(error), str(error))
+        error = failure.error if isinstance(failure, HostFailure) else failure
+        usable = push and isinstance(error, NotFound)
+        result, problem = ("has nothing of that name yet", None) if usable else (str(error), failure)
     seconds = time.monotonic() - began
     # Only now is it known whether a credential provider had any.
     source = endpoint.account.source

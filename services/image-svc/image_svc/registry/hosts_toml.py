@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from bulkhead.config.duration import parse_duration
 from bulkhead.errors import FailedPrecondition
+from image_svc.registry import regular
 
 CAPABILITIES = frozenset({"pull", "resolve", "push", "referrers"})
 _TABLE_KEYS = frozenset({"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout"})
@@ -47,11 +48,12 @@ def load(path: Path) -> tuple[list[HostTable], list[str]] | None:
     None for a file that is empty or not there.
     """
     try:
-        data = path.read_bytes()
+        data = regular.read(path)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise HostsFileError(f"{path}: {error.strerror}; image-svc runs without privileges") from error
+        hint = "; image-svc runs without privileges" if isinstance(error, PermissionError) else ""
+        raise HostsFileError(f"{path}: {error.strerror}{hint}") from error
     try:
         return parse(data.decode(), path) if data else None
     except UnicodeDecodeError as error:
@@ -119,6 +121,7 @@ class _Reader:
         try:
             parts = urlsplit(full)
             sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            sound = sound and (full is url or "://" not in url)
         except ValueError:
             sound = False
         if not sound:

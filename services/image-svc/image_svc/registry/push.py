@@ -14,7 +14,7 @@ from image_svc.credentials import Providers
 from image_svc.oci import digests
 from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.registry import credentials, hosts, scopes
+from image_svc.registry import credentials, hosts, scopes, tls
 from image_svc.registry.endpoint import Call, Endpoint
 from image_svc.registry.failures import HostFailure
 from image_svc.registry.repository import Descriptor, Retry
@@ -57,6 +57,7 @@ class Pusher:
         able = [host for host in hosts.lookup(reference.domain, registry) if "push" in host.capabilities]
         if not able:
             raise FailedPrecondition(f"{reference}: hosts.toml names no host with the capability 'push'")
+        tls.check_files(able[0])
         image = able[0].image(reference.domain, reference.path)
         self._endpoint = Endpoint(
             able[0],

@@ -18,7 +18,7 @@ from image_svc.credentials import Providers
 from image_svc.oci import digests, media
 from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
-from image_svc.registry import credentials, hosts
+from image_svc.registry import credentials, hosts, tls
 from image_svc.registry.connections import READ_TIMEOUT
 from image_svc.registry.endpoint import Endpoint
 from image_svc.registry.failures import HostFailure
@@ -76,6 +76,9 @@ class Repository:
         self._retry = retry or Retry()
         self._lock = threading.Lock()
         self._holders = 0
+        found = hosts.lookup(reference.domain, registry)
+        for host in found:
+            tls.check_files(host)
         self._endpoints = [
             Endpoint(
                 host,
@@ -85,7 +88,7 @@ class Repository:
                 actions=actions,
                 read_timeout=self._retry.read_timeout,
             )
-            for host in hosts.lookup(reference.domain, registry)
+            for host in found
         ]
 
     @property
@@ -238,7 +241,7 @@ class Repository:
             idle, before = (0, now) if (now := progress()) > before else (idle + 1, before)
             wait = max(wait, self._retry.first_wait * 2 ** max(idle - 1, 0))
             if not left or idle >= self._retry.rounds or wait > self._retry.longest_wait:
-                raise _worst(failures)
+                raise worst(failures)
             telemetry.RETRIES.labels("registry").inc()
             patience.sleep(wait)
 
@@ -251,7 +254,7 @@ def needed(reference: Reference) -> frozenset[str]:
     return _PULL if reference.digest else _PULL | {"resolve"}
 
 
-def _worst(failures: dict[str, BulkheadError]) -> BulkheadError:
+def worst(failures: dict[str, BulkheadError]) -> BulkheadError:
     """Return the failure that says most: the registry's own (the last), unless it merely has nothing."""
     errors = list(failures.values())
     telling = [error for error in errors if not isinstance(error, NotFound)]

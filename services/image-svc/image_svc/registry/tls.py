@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bulkhead.errors import FailedPrecondition
-from image_svc.registry.failures import HostFailure
+from image_svc.registry import regular
 from image_svc.registry.hosts import Host, Tls
 
 
@@ -29,6 +29,17 @@ def context(host: Host) -> ssl.SSLContext:
         with _naming(certificate, host):
             made.load_cert_chain(certificate, key, password=_no_password)
     return made
+
+
+def check_files(host: Host) -> None:
+    """Raise FailedPrecondition, with what names it, for a certificate or key of a host that cannot be read.
+
+    Whoever configured it means the host to be asked with it: to go on with the next one would hide the mistake.
+    """
+    for pair in (*((path, None) for path in host.tls.ca), *host.tls.client):
+        for path in filter(None, pair):
+            with _naming(path, host):
+                regular.check(path)
 
 
 def unused() -> ssl.SSLContext:
@@ -64,4 +75,5 @@ def _naming(file: object, host: Host) -> Iterator[None]:
     try:
         yield
     except (OSError, ssl.SSLError) as error:
-        raise HostFailure(FailedPrecondition(f"{host.origin}: certificate file {file}: {error}")) from error
+        why = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else str(error)
+        raise FailedPrecondition(f"{host.source}: {host.origin}: certificate file {file}: {why}") from error

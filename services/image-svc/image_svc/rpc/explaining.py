@@ -45,6 +45,7 @@ def response(found: Explanation) -> pb.ExplainResponse:
         ],
         digest=found.digest,
         media_type=found.media_type,
-        error=found.error,
+        error=str(found.error or ""),
+        code=found.error.code if found.error else 0,
         notes=found.notes,
     )

@@ -4,11 +4,12 @@ import argparse
 import sys
 
 from bulkhead.cli.images import arguments, client, exits, login, progress, text
+from bulkhead.errors import from_code
 from bulkhead.proto import images_pb2 as pb
 
 _DESCRIPTION = """Say which hosts would be asked for an image, in which order and why: the file and line that names
 each, its TLS settings, where its credentials come from (never what they are), and what it answers now. What to ask
-first when a pull fails and nobody sees why. The status is 1 if the name does not resolve."""
+first when a pull fails and nobody sees why. If the name does not resolve, the status is that of a pull of it."""
 _EXAMPLES = """  bulkhead images explain docker.io/library/busybox
   bulkhead images explain --offline registry:5000/app:2     # ask nobody
   bulkhead images explain --push registry:5000/app:2"""
@@ -27,13 +28,13 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the hosts; 0 if the name resolves, or if nobody was asked."""
+    """Print the hosts; 0 if the name resolves, or if nobody was asked, else the status that a pull would have."""
     auth = login.credentials(options, options.image)
     request = pb.ExplainRequest(image=options.image, auth=auth, offline=options.offline, push=options.push)
     with client.connected(options) as connection:
         answer = connection.call(connection.stub.Explain, request, timeout=300.0)
     sys.stdout.write(f"{progress.as_json(answer, indent=2)}\n" if options.json else as_text(answer))
-    return exits.FAILED if answer.error else 0
+    return exits.status(from_code(answer.code, answer.error)) if answer.error else 0
 
 
 def as_text(answer: pb.ExplainResponse) -> str:

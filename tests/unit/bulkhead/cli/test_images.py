@@ -375,14 +375,17 @@ def test_prune_unasked(node: Station, here: str, flag: str) -> None:
 
 
 def test_explain(node: Station, registry: FakeRegistry, image: Image) -> None:
-    """The hosts in order and what they answer; 1 for a name that does not resolve."""
+    """The hosts in order and what they answer; for a name that does not resolve the status that its pull has."""
     registry.push("app", "1", image)
     ran = node.images("explain", f"{registry.address}/app:1")
     assert ran.status == 0
     assert f"resolves to {digest(image.manifest())}" in ran.out
     gone = node.images("explain", f"{registry.address}/no:1")
-    assert gone.status == exits.FAILED
+    assert gone.status == exits.MISSING
     assert "does not resolve" in gone.out
+    registry.on("/private/", lambda handler: handler.reply(403))
+    assert node.images("explain", f"{registry.address}/private:1").status == exits.REFUSED
+    assert node.images("explain", "127.0.0.1:1/app:1").status == exits.UNAVAILABLE
     assert json.loads(node.images("explain", "--offline", "--json", "busybox").out)["hosts"]
 
 

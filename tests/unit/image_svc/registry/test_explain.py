@@ -83,7 +83,7 @@ def test_asked(settings: Registry, registry: FakeRegistry, mirror: FakeRegistry)
 
     found = asked(settings)
 
-    assert (found.digest, found.media_type, found.error) == (digests.of(DATA), KIND, "")
+    assert (found.digest, found.media_type, found.error) == (digests.of(DATA), KIND, None)
     assert [step.usable for step in found.steps] == [False, False, True]
     assert "answered 404" in found.steps[1].result
     assert found.steps[2].result == f"has {digests.of(DATA)}"
@@ -99,7 +99,7 @@ def test_nobody_has_it(settings: Registry) -> None:
     found = asked(settings, auth=True)
 
     assert found.digest == ""
-    assert found.error.count("answered 404") == 2
+    assert str(found.error).count("answered 404") == 2
     assert found.steps[2].credentials == "anonymous: the request's credentials are for other.example"
 
 
@@ -110,7 +110,7 @@ def test_push(settings: Registry, registry: FakeRegistry, mirror: FakeRegistry) 
     assert [step.usable for step in found.steps] == [False, False, True]
     assert "lacks the capability push" in found.steps[0].result
     assert found.steps[2].result == "has nothing of that name yet"
-    assert found.error == ""
+    assert found.error is None
     assert mirror.seen == []
 
 
@@ -120,7 +120,7 @@ def test_wrong_file(settings: Registry, tmp_path: Path) -> None:
 
     found = asked(settings)
 
-    assert "hosts.toml: server: must be a string (at line 1)" in found.error
+    assert "hosts.toml: server: must be a string (at line 1)" in str(found.error)
     assert found.steps == ()
     with pytest.raises(InvalidArgument):
         asked(settings, "q.io/APP")
@@ -149,7 +149,24 @@ def test_a_tag_needs_a_host_that_has_the_content(tmp_path: Path) -> None:
     (tmp_path / "q.io" / "hosts.toml").write_text('server = "http://127.0.0.1:1"\ncapabilities = ["resolve"]')
     settings = Registry(config_path=(str(tmp_path),))
 
-    assert asked(settings).error == "q.io/app:1: no host has the capabilities pull and resolve"
+    assert str(asked(settings).error) == "q.io/app:1: no host has the capabilities pull and resolve"
     assert asked(settings).steps[0].result == "not asked: lacks the capability pull"
     with pytest.raises(FailedPrecondition, match="no host with the capabilities pull and resolve"):
         Repository(reference.parse("q.io/app:1"), settings).resolve(Patience(5.0, "resolve"))
+
+
+@pytest.mark.parametrize("text", [None, "no certificate"])
+def test_a_certificate_that_cannot_be_used(
+    settings: Registry, registry: FakeRegistry, mirror: FakeRegistry, tmp_path: Path, text: str | None
+) -> None:
+    """A mistake at one host ends a pull, and so it is told, whoever after that host has the image."""
+    for each in (registry, mirror):
+        each.push_manifest("app", "1", DATA, KIND)
+    path = tmp_path / "q.io" / "hosts.toml"
+    if text is not None:
+        (path.parent / "ca.crt").write_text(text)
+    path.write_text(f'server = "http://{registry.address}"\n[host."https://first.example"]\nca = "ca.crt"\n')
+    found = asked(settings)
+    assert isinstance(found.error, FailedPrecondition)
+    assert f"{path}:2: host: https://first.example: certificate file {path.parent / 'ca.crt'}: " in str(found.error)
+    assert found.digest == ""

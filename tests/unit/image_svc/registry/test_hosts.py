@@ -1,6 +1,8 @@
 """hosts.toml, certificate directories and the deprecated mirrors say which hosts are asked, and how."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,8 @@ skip_verify = true
         ('[host."https://a"]\n[host."https://a".header]\n"x y" = "1"', 3, "header name"),
         ('[host."https://a"]\n[host."https://a".header]\nx = "a\\u007fb"', 3, "no header may"),
         ('\n[host."https://"]\n', 2, "address"),
+        ('\n[host."ftp://mirror"]\n', 2, "address"),
+        ('server = "httpx://mirror"', 1, "address"),
         ("server = 4", 1, "string"),
         ('\nserver = "https://"', 2, "address"),
         ('host = "x"', 1, "table"),
@@ -115,6 +119,14 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     except HostsFileError:
         return
     assert tables
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path)])
+def test_what_is_no_file_is_an_error(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A pipe under that name is not waited for."""
+    make(tmp_path / "hosts.toml")
+    with pytest.raises(HostsFileError, match=r"hosts\.toml: (not a regular file|Is a directory|Too many levels)"):
+        hosts_toml.load(tmp_path / "hosts.toml")
 
 
 def test_parse_error_fails_the_lookup(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import os
 import socket
 import ssl
 import sys
@@ -154,6 +155,22 @@ def test_unreadable_certificate_is_named(secure: FakeRegistry, tmp_path: Path, k
     """A certificate that is not there fails the pull and is named."""
     with pytest.raises(FailedPrecondition, match=r"certs\.d/registry\.example/missing\.pem"):
         resolve(tmp_path, f'server = "https://{secure.address}"\n{key} = "missing.pem"')
+
+
+@pytest.mark.parametrize("key", ["ca", "client"])
+@pytest.mark.parametrize("there", ["missing", "pipe", "nonsense"])
+def test_a_mirror_is_not_passed_over_for_its_certificate(
+    secure: FakeRegistry, authority: Path, tmp_path: Path, key: str, there: str
+) -> None:
+    """A file that a host's table names and that is no certificate fails the pull, with that line."""
+    file = tmp_path / "file.pem"
+    if there == "pipe":
+        os.mkfifo(file)
+    elif there == "nonsense":
+        file.write_text("nonsense")
+    upstream = f'server = "https://{secure.address}"\nca = "{authority}"\n'
+    with pytest.raises(FailedPrecondition, match=rf"hosts\.toml:3: host: https://127\.0\.0\.1:1: .*{file}: "):
+        resolve(tmp_path, f'{upstream}[host."https://127.0.0.1:1"]\n{key} = "{file}"')
 
 
 def test_docker_certificates(secure: FakeRegistry, authority: Path, tmp_path: Path) -> None:
