@@ -1,7 +1,10 @@
 """Progress, sizes, ages and tables as people see them."""
 
+import argparse
 import io
+import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,10 +13,11 @@ from rich.console import Console
 
 from bulkhead.cli.images import exits, text
 from bulkhead.cli.images.bars import Bars
-from bulkhead.cli.images.login import registry_of
+from bulkhead.cli.images.login import credentials, registry_of
 from bulkhead.cli.images.progress import Lines
 from bulkhead.errors import BulkheadError, DataLoss, Internal, NotFound, Unavailable
 from bulkhead.proto import images_pb2 as pb
+from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,49 @@ def test_names_cannot_steer_the_terminal() -> None:
 def test_registry_of_a_name(image: str, registry: str) -> None:
     """The first component counts when it looks like a host."""
     assert registry_of(image) == registry
+
+
+@pytest.mark.parametrize(
+    ("image", "user"),
+    [
+        ("quay.io/one/app:1", "one"),
+        ("quay.io/one/app/deep@sha256:" + "0" * 64, "app"),
+        ("quay.io/one/application", "one"),
+        ("quay.io/two/app", "quay"),
+        ("quay.io:443/one/app", "port"),
+        ("busybox", "busybox"),
+        ("docker.io/library/bash:5", "hub"),
+        ("robot/app", "hub"),
+    ],
+)
+def test_an_entry_for_a_part_of_a_registry(tmp_path: Path, image: str, user: str) -> None:
+    """Of a file as Podman writes it the entry that says most of the image counts, and no other namespace's."""
+    entries = {
+        "quay.io/one": "one",
+        "quay.io/three": "three",
+        "quay.io": "quay",
+        "quay.io/one/app/deep": "app",
+        "quay.io:443/one": "port",
+        "https://index.docker.io/v1/": "hub",
+        "docker.io/library/busybox": "busybox",
+        "https://[": "broken",
+    }
+    file = tmp_path / "auth.json"
+    file.write_text(json.dumps({"auths": {key: {"username": name, "password": "x"} for key, name in entries.items()}}))
+    assert credentials(_options(file), image) == AuthConfig(username=user, password="x")
+
+
+def _options(file: Path) -> argparse.Namespace:
+    return argparse.Namespace(user=None, password_stdin=False, authfile=str(file))
+
+
+@pytest.mark.parametrize("auths", [{"q.io/other": {"auth": "eDp5"}}, {"q.io": {}}, {}, [], None])
+def test_a_file_without_an_entry(tmp_path: Path, auths: object) -> None:
+    """Another namespace's credentials are not sent, nor none where a helper keeps them; that is said."""
+    file = tmp_path / "auth.json"
+    file.write_text(json.dumps({"auths": auths, "credsStore": "desktop"}))
+    with pytest.raises(NotFound, match=r"no credentials for q\.io in auths; credential helpers, .* are not asked"):
+        credentials(_options(file), "q.io/app:1")
 
 
 @pytest.mark.parametrize(
