@@ -39,7 +39,7 @@ class Background:
         self._submit(what, work, *args, **kwargs)
 
     def tidy(self, what: str, work: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Run work behind an answer which has said that it is done; `tidied` waits for it."""
+        """Run work that nobody waits for but the service's stop (`tidied`): what an answer said is done, and exits."""
         if (future := self._submit(what, work, *args, **kwargs)) is not None:
             self._tidying.add(future)
             future.add_done_callback(self._tidying.discard)

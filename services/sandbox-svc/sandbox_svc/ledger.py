@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from bulkhead.errors import BulkheadError, DeadlineExceeded
+from sandbox_svc.nri_exec import end
 from sandbox_svc.store.database import Database, Entry
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ class Ledger:
                     if take(entry):
                         self._undoers[entry.kind](entry)
                         done.append(entry)
+                        if entry.kind == end.KIND:
+                            # Plugins would hear of it again if we were killed in what follows, which takes longer.
+                            self._database.undone(done)
                 except Exception as error:  # one thing that cannot be undone must not keep the others
                     expected = isinstance(error, BulkheadError | OSError)
                     where = f"{owner[:13]}: undoing its {entry.kind}"

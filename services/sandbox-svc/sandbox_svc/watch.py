@@ -45,7 +45,7 @@ class Watcher:
         """Wait for a process in the shim; Unavailable if the shim cannot be reached."""
         waiter = link.wait(entity.id)
         entity.waiter = waiter
-        waiter.add_done_callback(lambda done: self._background.behind("exit", self._ended, entity, link, done))
+        waiter.add_done_callback(lambda done: self._background.tidy("exit", self._ended, entity, link, done))
 
     def _ended(self, entity: Pod | Container, link: Link, done: "Future[Any]") -> None:
         if entity.waiter is not done:

@@ -13,12 +13,14 @@ from bulkhead.errors import DeadlineExceeded, FailedPrecondition, InvalidArgumen
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from sandbox_svc import ledger as ledgers
 from sandbox_svc.ledger import Ledger
+from sandbox_svc.nri_exec import end
 from sandbox_svc.store import database as databases
 from sandbox_svc.store.database import Database, Entry
 from sandbox_svc.store.entities import Container, Pod
 from sandbox_svc.store.messages import framed
 from sandbox_svc.store.model import Model, select_containers, select_pods
 from sandbox_svc.store.records import ContainerRecord, Exit, Phase, Process, SandboxRecord, ShimBinding
+from sandbox_svc.undo import TASK
 
 POD_ID, CONTAINER_ID = "a" * 64, "b" * 64
 
@@ -150,6 +152,22 @@ def test_an_undoing_that_is_stuck_is_not_waited_for_without_end(
     assert isinstance(error, DeadlineExceeded)
     assert (undone, left) == (["directory"], ["cni"])
     assert database.owners() == set()
+
+
+def test_what_plugins_were_told_is_recorded_before_the_rest_is_undone(database: Database) -> None:
+    """A service that is killed while it deletes a task does not tell exec plugins of the container's end again."""
+    told: list[str] = []
+
+    def killed(entry: Entry) -> None:
+        raise SystemExit
+
+    ledger = Ledger(database, {"task": killed, end.KIND: lambda entry: told.append(entry.kind)})
+    database.save(pod_record(), [Entry("task", {}), Entry(end.KIND, {})])
+    with pytest.raises(SystemExit):
+        ledger.undo(POD_ID, only=TASK)
+
+    assert [entry.kind for entry in database.entries(POD_ID)] == ["task"]
+    assert told == [end.KIND]
 
 
 def test_a_record_and_its_intents_are_one_transaction(database: Database) -> None:
