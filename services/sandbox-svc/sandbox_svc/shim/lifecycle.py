@@ -291,7 +291,8 @@ class Lifecycle:
                 process.io.close()
         if container.mounted:
             mounts.unmount(container.rootfs)
-        for name in (EXIT_FILE, RUNTIME_FILE):
+        # A runtime that was killed in its delete, too, leaves that to whoever finds the note.
+        for name in (EXIT_FILE,) if container.runtime.keeps(container.id) else (EXIT_FILE, RUNTIME_FILE):
             notes.remove(f"{container.bundle}/{name}")
         if self.containers.get(container.id) is container:
             del self.containers[container.id]

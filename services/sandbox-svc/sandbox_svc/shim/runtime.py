@@ -82,10 +82,13 @@ class Runtime:
         """Remove what the runtime made, killing what is left; a container that it does not know is gone."""
         try:
             await self.call(["delete", "--force", ident], bundle, deadline)
-        except RuntimeFailed as error:
-            if not os.path.isdir(os.path.join(self.root, ident)):
-                return
-            raise error
+        except RuntimeFailed:
+            if self.keeps(ident):
+                raise
+
+    def keeps(self, ident: str) -> bool:
+        """Whether there is something of a container for `delete` to remove."""
+        return os.path.isdir(os.path.join(self.root, ident))
 
     async def call(
         self,
