@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,13 @@ class Images:
     def __init__(
         self,
         state: Path,
-        valid: Callable[[], list[str]],
+        valid: Callable[[], Mapping[str, bool]],
         snapshots: Path,
         exports: Callable[[str], Path | None] = lambda snapshotter: None,
     ) -> None:
         """Call the image-svc of that state directory, which is told of the `valid` snapshots.
 
+        Each of those says whether it must be there; one that is being made or removed need not.
         `exports` gives the directory of a proxy snapshotter, None for one of Bulkhead's own.
         """
         self._channel = rpc.channel(str(paths.service_socket(state, SERVICE)))
@@ -187,9 +188,11 @@ class Images:
     def _announce(self) -> None:
         try:
             now = time.time_ns()
-            missing = self.retain(self._valid(), now)
+            valid = self._valid()
+            missing = self.retain(valid, now)
         except BulkheadError as error:
             logger.warning("image-svc was not told which snapshots are in use: %s", error)
             return
-        if missing:
-            logger.warning("image-svc does not know %d snapshots in use: %s", len(missing), ", ".join(missing[:5]))
+        still = self._valid()
+        if lost := [key for key in missing if valid.get(key) and still.get(key)]:
+            logger.warning("image-svc does not know %d snapshots in use: %s", len(lost), ", ".join(lost[:5]))

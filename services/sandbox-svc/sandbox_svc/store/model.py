@@ -81,11 +81,19 @@ class Model:
             links = [p.link for p in self._pods.values()]
         return next((link for link in links if link is not None and link.binding.address == address), None)
 
-    def keys(self) -> list[str]:
-        """Return the snapshot keys in use: the ids of all pods and containers, and those of images that are mounted."""
+    def keys(self) -> dict[str, bool]:
+        """Return the snapshot keys in use: the ids of all pods and containers, and those of images that are mounted.
+
+        Each tells whether its snapshot is there: not necessarily while its pod or container is being made or removed.
+        """
         with self._lock:
-            images = [key for container in self._containers.values() for key in container.record.image_keys()]
-            return [*self._pods, *self._containers, *images]
+            pods = [pod.record for pod in self._pods.values()]
+            containers = [container.record for container in self._containers.values()]
+        keys = {record.id: record.phase is Phase.PRESENT for record in pods}
+        for record in containers:
+            there = record.phase is Phase.PRESENT
+            keys.update(dict.fromkeys((record.id, *record.image_keys()), there))
+        return keys
 
 
 def _find(table: Mapping[str, T], ident: str, kind: str, lock: threading.Lock) -> T:
