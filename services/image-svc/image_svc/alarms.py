@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from image_svc import threads
+
 logger = logging.getLogger(__name__)
 
 
@@ -18,20 +20,21 @@ class Alarms:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._due: dict[object, tuple[float, Callable[[], None]]] = {}
+        self._due: dict[object, tuple[float, Callable[[], object]]] = {}
         #: When the thread wakes up by itself.
         self._next = math.inf
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def at(self, when: float, act: Callable[[], None]) -> Iterator[None]:
-        """Have `act` called at a time of `time.monotonic()`, unless the block has ended before; it must not block."""
+    def at(self, when: float, act: Callable[[], object]) -> Iterator[None]:
+        """Have `act` called at a time of `time.monotonic()`, unless the block has ended before; it must not block.
+
+        ResourceExhausted if the thread, before the first block of all, cannot be started.
+        """
         key = object()
         with self._changed:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="alarms", daemon=True)
-                thread.start()
-                self._thread = thread
+                self._thread = threads.start(self._run, "alarms")
             self._due[key] = when, act
             if when < self._next:
                 self._changed.notify()
@@ -49,7 +52,7 @@ class Alarms:
                 except Exception:  # others wait for this thread
                     logger.exception("what a deadline was to end goes on")
 
-    def _ripe(self) -> list[Callable[[], None]]:
+    def _ripe(self) -> list[Callable[[], object]]:
         """Wait until a deadline has passed or another one came; return what is to be called."""
         with self._changed:
             now = time.monotonic()

@@ -27,7 +27,7 @@ class Patience:
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
         #: By block, since two may be woken in one way.
-        self._wakers: dict[object, Callable[[], None]] = {}
+        self._wakers: dict[object, Callable[[], object]] = {}
 
     def cancel(self) -> None:
         """Call the operation off and wake its blocked threads; a second call does nothing."""
@@ -84,7 +84,7 @@ class Patience:
             raise
 
     @contextmanager
-    def interruptible(self, wake: Callable[[], None]) -> Iterator[None]:
+    def interruptible(self, wake: Callable[[], object]) -> Iterator[None]:
         """Have `wake` called, from another thread, if the operation is called off during the block."""
         key = object()
         with self._lock:
@@ -97,7 +97,7 @@ class Patience:
                 del self._wakers[key]
 
     @contextmanager
-    def bounded(self, wake: Callable[[], None]) -> Iterator[None]:
+    def bounded(self, wake: Callable[[], object]) -> Iterator[None]:
         """Have `wake` called if the operation is called off during the block, or its deadline passes."""
         with ALARMS.at(self._until, wake), self.interruptible(wake):
             yield

@@ -25,7 +25,7 @@ def test_only_who_wants_what_goes_waits_for_it() -> None:
 
     def remove() -> bool:
         removing.set()
-        return go_on.wait(10)
+        return go_on.wait(60)
 
     def want() -> None:
         with leases.lease() as lease:
@@ -34,7 +34,7 @@ def test_only_who_wants_what_goes_waits_for_it() -> None:
 
     collector = threading.Thread(target=leases.unless_claimed, args=("old", remove))
     collector.start()
-    assert removing.wait(10)
+    assert removing.wait(60)
     with leases.lease() as lease:
         lease.claim("new")
         assert not leases.unless_claimed("old", lambda: True)
@@ -42,6 +42,6 @@ def test_only_who_wants_what_goes_waits_for_it() -> None:
         puller.start()
         assert not claimed.wait(0.1)
         go_on.set()
-        assert claimed.wait(10)
-    puller.join(10)
-    collector.join(10)
+        assert claimed.wait(60)
+    puller.join(60)
+    collector.join(60)

@@ -19,7 +19,7 @@ class Connections:
 
 def test_two_that_are_woken_in_one_way() -> None:
     """The one that has come to its end takes nothing from the other."""
-    patience, connections = Patience(10.0, "push"), Connections()
+    patience, connections = Patience(60.0, "push"), Connections()
     with patience.interruptible(connections.hang_up):
         with patience.interruptible(connections.hang_up):
             pass

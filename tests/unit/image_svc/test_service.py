@@ -102,10 +102,10 @@ def test_lists(client: Client, name: str) -> None:
     client.pull(name)
     client.pull(name.removesuffix(":1") + ":pinned")
 
-    (found,) = client.cri.ListImages(cri.ListImagesRequest(), timeout=5).images
+    (found,) = client.cri.ListImages(cri.ListImagesRequest(), timeout=30).images
     assert len(found.repo_tags) == 2
     assert found.pinned
-    streamed = [each for part in client.cri.StreamImages(cri.StreamImagesRequest(), timeout=5) for each in part.images]
+    streamed = [each for part in client.cri.StreamImages(cri.StreamImagesRequest(), timeout=30) for each in part.images]
     assert streamed == [found]
     for wanted, count in ((name, 1), ("other", 0)):
         request = cri.ListImagesRequest(filter=cri.ImageFilter(image=cri.ImageSpec(image=wanted)))
@@ -116,7 +116,7 @@ def test_remove_is_idempotent(client: Client, name: str) -> None:
     """By id or by name, with all names, and again."""
     image_id = client.pull(name)
     for text in (name, name, image_id):
-        client.cri.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=text)), timeout=5)
+        client.cri.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=text)), timeout=30)
     assert not client.status(image_id).HasField("image")
 
 
@@ -124,7 +124,7 @@ def test_file_systems(client: Client, name: str, tmp_path: Path) -> None:
     """Image and container usage are told with the directory they are in."""
     client.pull(name)
 
-    info = client.cri.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=5)
+    info = client.cri.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=30)
 
     assert [each.fs_id.mountpoint for each in info.image_filesystems] == [str(tmp_path)]
     assert info.image_filesystems[0].used_bytes.value > 10_000
@@ -134,12 +134,12 @@ def test_file_systems(client: Client, name: str, tmp_path: Path) -> None:
 def test_a_download_that_was_cut_counts(client: Client, name: str, tmp_path: Path) -> None:
     """What partial downloads take is part of the image file system's usage: what is allocated, holes not."""
     client.pull(name)
-    (before,) = client.cri.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=5).image_filesystems
+    (before,) = client.cri.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=30).image_filesystems
     with (tmp_path / "ingest" / "sha256-00").open("wb") as file:
         file.write(b"x" * 100_000)
         file.truncate(1 << 30)
         os.fsync(file.fileno())
-    (after,) = client.cri.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=5).image_filesystems
+    (after,) = client.cri.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=30).image_filesystems
 
     assert 100_000 <= after.used_bytes.value - before.used_bytes.value < 1 << 20
     assert after.inodes_used.value - before.inodes_used.value == 1
@@ -148,7 +148,7 @@ def test_a_download_that_was_cut_counts(client: Client, name: str, tmp_path: Pat
 def test_prepare_and_remove(client: Client, name: str) -> None:
     """A snapshot has one plan however often it is asked for, and goes when told to."""
     image_id = client.pull(name)
-    resolved = client.run.Resolve(run.ResolveRequest(image=name), timeout=5)
+    resolved = client.run.Resolve(run.ResolveRequest(image=name), timeout=30)
     assert (resolved.image_id, digest(resolved.config_json)) == (image_id, image_id)
 
     request = run.PrepareRequest(key="c1", image_id=image_id, manifest_digest=resolved.manifest_digest)
@@ -156,23 +156,23 @@ def test_prepare_and_remove(client: Client, name: str) -> None:
 
     assert client.run.Prepare(request, timeout=5) == first
     assert first.mounts[0].type == "overlay"
-    assert client.run.Retain(run.RetainRequest(keys=["c1", "c2"]), timeout=5).missing == ["c2"]
+    assert client.run.Retain(run.RetainRequest(keys=["c1", "c2"]), timeout=30).missing == ["c2"]
     for _ in range(2):
-        client.run.Remove(run.RemoveRequest(key="c1"), timeout=5)
-    assert client.run.Retain(run.RetainRequest(keys=["c1"]), timeout=5).missing == ["c1"]
+        client.run.Remove(run.RemoveRequest(key="c1"), timeout=30)
+    assert client.run.Retain(run.RetainRequest(keys=["c1"]), timeout=30).missing == ["c1"]
 
 
 def test_retain_drops_the_rest(client: Client, name: str) -> None:
     """A snapshot that no container uses any more goes, one that is newer than the list stays."""
     image_id = client.pull(name)
     for key in ("c1", "c2"):
-        client.run.Prepare(run.PrepareRequest(key=key, image_id=image_id), timeout=5)
+        client.run.Prepare(run.PrepareRequest(key=key, image_id=image_id), timeout=30)
 
-    client.run.Retain(run.RetainRequest(keys=["c2"], as_of=1), timeout=5)
-    assert client.run.Retain(run.RetainRequest(keys=["c1", "c2"]), timeout=5).missing == []
-    client.run.Retain(run.RetainRequest(keys=["c2"]), timeout=5)
+    client.run.Retain(run.RetainRequest(keys=["c2"], as_of=1), timeout=30)
+    assert client.run.Retain(run.RetainRequest(keys=["c1", "c2"]), timeout=30).missing == []
+    client.run.Retain(run.RetainRequest(keys=["c2"]), timeout=30)
 
-    assert client.run.Retain(run.RetainRequest(keys=["c1", "c2"]), timeout=5).missing == ["c1"]
+    assert client.run.Retain(run.RetainRequest(keys=["c1", "c2"]), timeout=30).missing == ["c1"]
 
 
 @pytest.mark.parametrize(
@@ -211,12 +211,12 @@ def test_hang_up_ends_the_pull(client: Client, name: str, registry: FakeRegistry
         handler.send_header("Content-Length", str(len(blob)))
         handler.end_headers()
         handler.wfile.write(blob[:100])
-        over.wait(10)
+        over.wait(60)
         return handler.break_off()
 
     registry.on(digest(blob), hang)
-    call = client.cri.PullImage.future(cri.PullImageRequest(image=cri.ImageSpec(image=name)), timeout=10)
-    deadline = time.monotonic() + 5
+    call = client.cri.PullImage.future(cri.PullImageRequest(image=cri.ImageSpec(image=name)), timeout=30)
+    deadline = time.monotonic() + 60
     while not registry.asked(digest(blob)) and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -225,4 +225,4 @@ def test_hang_up_ends_the_pull(client: Client, name: str, registry: FakeRegistry
 
     assert client.pull(name)
     over.set()
-    assert client.cri.ListImages(cri.ListImagesRequest(), timeout=5).images
+    assert client.cri.ListImages(cri.ListImagesRequest(), timeout=30).images

@@ -49,9 +49,9 @@ def test_a_wait_that_is_called_off_takes_nothing() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         called = pool.submit(acquire)
-        assert waiting.wait(10)
+        assert waiting.wait(60)
         patience.cancel()
         with pytest.raises(Cancelled):
-            called.result(timeout=10)
+            called.result(timeout=60)
     slots.release()
     assert slots.ask().done()

@@ -118,11 +118,15 @@ class Gatekeeper:
         sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         try:
             work = self._begin(request, source, sink.fileno(), patience)
+            try:
+                opened = Opened(reader, sink, work, layer, self._options.decryptor_silence)
+            except BaseException:
+                work.close()
+                raise
         except BaseException:
             reader.close()
             sink.close()
             raise
-        opened = Opened(reader, sink, work, layer, self._options.decryptor_silence)
         try:
             yield opened
         finally:

@@ -1,6 +1,5 @@
 """A layer that the decryptor works on, watched: one that dies is told by the kernel, one that hangs by its silence."""
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
@@ -8,6 +7,7 @@ from typing import Generic, TypeVar
 from bulkhead import layers
 from bulkhead.errors import BulkheadError, Internal, Unavailable
 from bulkhead.proto import keys_pb2
+from image_svc import threads
 
 #: Signs of life asked for within the time that silence may last: one that comes late is no silence yet.
 SIGNS = 4
@@ -36,8 +36,7 @@ class Watched(Generic[_Result]):
         self._work, self._silence, self._digest, self._ended = work, silence, digest, ended
         self._kind: type[_Result] = kind
         self._outcome: Future[_Result] = Future()
-        self._thread = threading.Thread(target=self._watch, name="watched", daemon=True)
-        self._thread.start()
+        self._thread = threads.start(self._watch, "watched")
 
     def check(self) -> None:
         """Raise what the work has failed with, if it has; DecryptorGone if the decryptor ended or is silent."""

@@ -9,7 +9,8 @@ import logging
 import threading
 from concurrent.futures import Future
 
-from bulkhead.errors import BulkheadError, FailedPrecondition, Internal, Unavailable
+from bulkhead.errors import BulkheadError, FailedPrecondition, Internal, ResourceExhausted, Unavailable
+from image_svc import threads
 from image_svc.ingest import Content
 from image_svc.oci import reference
 from image_svc.patience import Patience
@@ -91,8 +92,12 @@ class Ready:
                 return known
             work = self._work[key] = Future()
         run = contextvars.copy_context().run
-        arguments = (self._make, image, manifest, snapshotter, purpose, work)
-        threading.Thread(target=run, args=arguments, name=f"ready-{snapshotter}"[:40], daemon=True).start()
+        try:
+            threads.start(run, f"ready-{snapshotter}", self._make, image, manifest, snapshotter, purpose, work)
+        except ResourceExhausted as error:
+            with self._lock:
+                del self._work[key]
+            work.set_exception(error)
         return work
 
     def _make(self, image: Image, manifest: str, snapshotter: str, purpose: Purpose, work: Future[None]) -> None:

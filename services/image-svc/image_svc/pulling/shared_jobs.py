@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from bulkhead.errors import BulkheadError, Internal, ResourceExhausted
+from image_svc import threads
 from image_svc.patience import Patience
 
 T = TypeVar("T")
@@ -89,11 +90,10 @@ class Jobs:
                     return job, False
             patience.wait(job.gone)
         run = contextvars.copy_context().run
-        thread = threading.Thread(target=run, args=(self._execute, job), name=f"job-{key}"[:40], daemon=True)
         try:
-            thread.start()
-        except RuntimeError as error:
-            job.future.set_exception(ResourceExhausted(f"{error}: the service has as many threads as it may"))
+            threads.start(run, f"job-{key}", self._execute, job)
+        except ResourceExhausted as error:
+            job.future.set_exception(error)
             job._ended = True
             self._leave(job)
             job.future.result()

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from bulkhead.errors import Aborted, BulkheadError, Cancelled, DataLoss, Internal
 from bulkhead.metrics import stage
-from image_svc import telemetry
+from image_svc import telemetry, threads
 from image_svc.decryption.gatekeeper import Chain, Decoder, DecryptorGone
 from image_svc.ingest import Ingest
 from image_svc.patience import Patience
@@ -186,16 +186,17 @@ class Unpacking(Job[Unpacked]):
                     plain = held.enter_context(self._decoder.open(reader, self.patience))
                     os.close(reader)
                     reader = plain.reader  # the helper's alone: once it lets go, whoever writes there is told
+                result: Future[Unpacked] = Future()
+                threads.start(self._call, "unpack", reader, result)
             except BaseException:
                 os.close(writer)
                 os.close(reader)
                 raise
-            result: Future[Unpacked] = Future()
-            threading.Thread(target=self._call, args=(reader, result), name="unpack", daemon=True).start()
             try:
                 self._feed(source.ingest, writer, turn, result)
             except BaseException:
                 os.close(writer)
+                held.close()  # or the helper would wait for a decryptor that hangs
                 # The helper must have let go of the directory before anybody tries again or removes it.
                 wait([result], timeout=_LET_GO)
                 raise
@@ -294,7 +295,5 @@ def _await(helpers: Sequence[Helper], patience: Patience, why: BulkheadError) ->
 
 def _widen(fd: int) -> None:
     """Make the pipe larger, if the user's share of pipe memory allows."""
-    try:
+    with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    except OSError:
-        return

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import Future
 
 from bulkhead.errors import Aborted, BulkheadError, Internal, ResourceExhausted
-from image_svc import telemetry
+from image_svc import telemetry, threads
 from image_svc.ingest import Content
 from image_svc.patience import Patience
 from image_svc.unpack.client import UnpackClient, UnpackerGone
@@ -54,11 +54,11 @@ class Writeback:
                 return asked
             self._running = True
         try:
-            threading.Thread(target=self._run, name="writeback", daemon=True).start()
-        except RuntimeError as error:  # as many threads as there may be
+            threads.start(self._run, "writeback")
+        except ResourceExhausted as error:
             with self._lock:
                 self._running, self._next = False, None
-            asked.set_exception(ResourceExhausted(f"no thread to write to disk: {error}"))
+            asked.set_exception(error)
         return asked
 
     def _run(self) -> None:

@@ -1,6 +1,5 @@
 """bulkhead.images.v1.Management: images by hand."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -185,13 +184,8 @@ class Management(ManagementServicer):
     def _archive(self, context: grpc.ServicerContext, what: str) -> Iterator[Patience]:
         """Yield the time that an archive has; who neither sends nor takes a byte of it is hung up on at its end."""
         patience = self._patience(context, _ARCHIVE_TIMEOUT, what)
-        timer = threading.Timer(patience.left, context.cancel)
-        timer.daemon = True
-        timer.start()
-        try:
+        with patience.bounded(context.cancel):
             yield patience
-        finally:
-            timer.cancel()
 
     @rpc.long_call
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:

@@ -10,6 +10,7 @@ import grpc
 
 from bulkhead.errors import InvalidArgument
 from bulkhead.proto import images_pb2
+from image_svc import threads
 from image_svc.oci import reference
 from image_svc.pulling.progress import LayerProgress, LayerState, Progress, Pulls, PullState
 
@@ -70,7 +71,7 @@ def stream(work: Work, period: float = PERIOD) -> Iterator[images_pb2.TransferEv
 
     ended = threading.Event()
     result.add_done_callback(lambda _: ended.set())
-    threading.Thread(target=contextvars.copy_context().run, args=(run,), name="transfer", daemon=True).start()
+    threads.start(contextvars.copy_context().run, "transfer", run)
     last: list[images_pb2.Transfer] = []
     over = False
     while not over:

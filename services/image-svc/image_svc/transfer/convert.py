@@ -6,12 +6,12 @@ that is not of the platforms or layers asked for stays as it is, byte for byte.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from bulkhead.errors import FailedPrecondition, InvalidArgument
 from bulkhead.proto import keys_pb2
+from image_svc import threads
 from image_svc.decryption.gatekeeper import ENCRYPTION
 from image_svc.leases import Lease
 from image_svc.oci import media
@@ -154,9 +154,9 @@ class Converter:
         shown = {digest: LayerProgress(digest, each.layer.size) for digest, each in targets.items()}
         progress.layers, progress.state = tuple(shown.values()), PullState.FETCHING
         watch(progress)
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="cipher") as pool:
-            jobs = {key: pool.submit(turn, ciphers, each, shown[key]) for key, each in targets.items()}
+        with threads.Pool(_AT_ONCE, thread_name_prefix="cipher") as pool:
             try:
+                jobs = {key: pool.submit(turn, ciphers, each, shown[key]) for key, each in targets.items()}
                 turned = {digest: job.result() for digest, job in jobs.items()}
             except BaseException:
                 patience.cancel()

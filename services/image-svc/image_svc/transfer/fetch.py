@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from bulkhead.errors import BulkheadError, DataLoss, FailedPrecondition, NotFound, PermissionDenied
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
-from image_svc import telemetry
+from image_svc import telemetry, threads
 from image_svc.kubelet_errors import SignatureValidationFailed
 from image_svc.leases import Lease
 from image_svc.oci import digests, media, reference
@@ -179,10 +178,9 @@ class _Fetch:
         name = str(self._repository.reference)
         pull = self._parts.layer_puller.pull_of(name, self._repository, self._patience, self._progress, Purpose())
         limit = self._parts.config.images.max_concurrent_downloads or _UNLIMITED
-        with ThreadPoolExecutor(limit, thread_name_prefix="fetch") as pool:
-            jobs = [pool.submit(self._blob, wanted[layer.digest], layer, pull) for layer in shown]
+        with threads.Pool(limit, thread_name_prefix="fetch") as pool:
             try:
-                for job in jobs:
+                for job in [pool.submit(self._blob, wanted[layer.digest], layer, pull) for layer in shown]:
                     job.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

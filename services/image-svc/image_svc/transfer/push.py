@@ -3,11 +3,11 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from bulkhead.errors import FailedPrecondition
 from bulkhead.proto.runtime.v1.api_pb2 import AuthConfig
+from image_svc import threads
 from image_svc.oci.reference import Reference
 from image_svc.parts import Parts
 from image_svc.patience import Patience
@@ -112,10 +112,9 @@ class Sender:
         def send(layer: LayerProgress) -> None:
             self._send(wanted[layer.digest], layer, pusher, patience, others)
 
-        with ThreadPoolExecutor(UPLOADS, thread_name_prefix="push") as pool:
-            jobs = [pool.submit(send, layer) for layer in shown]
+        with threads.Pool(UPLOADS, thread_name_prefix="push") as pool:
             try:
-                for job in jobs:
+                for job in [pool.submit(send, layer) for layer in shown]:
                     job.result()
             except BaseException:
                 patience.cancel()

@@ -43,7 +43,7 @@ class Pulling:
     """A pull under way in a thread."""
 
     def __init__(self, node: ProxiedNode, name: str, snapshotter: str = "fake") -> None:
-        self.patience = Patience(10.0, "pull")
+        self.patience = Patience(60.0, "pull")
         self.progress = Progress(name)
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, args=(node, name, snapshotter))
@@ -57,7 +57,7 @@ class Pulling:
 
     def end(self) -> None:
         """Wait for it; its failure is raised."""
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive()
         if self._failure is not None:
             raise self._failure
@@ -65,7 +65,7 @@ class Pulling:
 
 def until(true: Callable[[], bool]) -> None:
     """Wait until something holds."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.01)
@@ -115,7 +115,7 @@ def test_the_limit_on_downloads_holds(
     registry.push("app", "1", image)
     blobs = [digest(blob) for blob in image.blobs()[1]]
     free = threading.Event()
-    registry.once(f"/blobs/{blobs[0]}", lambda _: not free.wait(10))
+    registry.once(f"/blobs/{blobs[0]}", lambda _: not free.wait(60))
 
     pull = Pulling(node, f"{registry.address}/app:1")
     until(lambda: asked(registry, image)[0])
@@ -196,7 +196,7 @@ def test_what_proves_unneeded_is_called_off(
     node.unpack.gate.set()
     pull.end()
 
-    assert hung_up.wait(5)
+    assert hung_up.wait(30)
     until(lambda: node.layer_puller.jobs.keys() == set())
     assert [node.content.has(blob) for blob in blobs] == [True, False, True]
     shown = pull.progress.layers[1]
@@ -249,7 +249,7 @@ def test_a_pull_that_is_called_off_fetches_no_more(
     registry.push("app", "1", image)
     free = threading.Event()
     for blob in image.blobs()[1]:
-        registry.on(f"/blobs/{digest(blob)}", lambda _: not free.wait(10))
+        registry.on(f"/blobs/{digest(blob)}", lambda _: not free.wait(60))
 
     pull = Pulling(node, f"{registry.address}/app:1")
     until(lambda: all(asked(registry, image)))

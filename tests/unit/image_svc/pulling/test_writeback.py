@@ -32,7 +32,7 @@ class SlowDisk(Content):
         """Begin, wait, end."""
         self.syncs += 1
         self.begun.release()
-        assert self.go.acquire(timeout=10)
+        assert self.go.acquire(timeout=60)
         if self.failure is not None:
             raise self.failure
 
@@ -58,14 +58,14 @@ def test_what_was_written_during_a_sync_waits_for_the_next(disk: SlowDisk, write
     """A sync that had begun may have passed the bytes by: who asks meanwhile waits for one more."""
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(writeback.wait, patience(), time.monotonic())
-        assert disk.begun.acquire(timeout=10)
+        assert disk.begun.acquire(timeout=60)
         second = pool.submit(writeback.wait, patience(), time.monotonic())
         disk.go.release()
-        first.result(timeout=10)
-        assert disk.begun.acquire(timeout=10)
+        first.result(timeout=60)
+        assert disk.begun.acquire(timeout=60)
         assert not second.done()
         disk.go.release()
-        second.result(timeout=10)
+        second.result(timeout=60)
     assert disk.syncs == 2
 
 

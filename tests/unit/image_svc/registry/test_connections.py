@@ -44,5 +44,5 @@ def test_hanging_up_while_others_connect() -> None:
 
         assert there.recv(1) == b""
         for thread in sockets.threads:
-            thread.join(5)
+            thread.join(60)
         assert other in connections._sockets

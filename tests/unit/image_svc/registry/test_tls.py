@@ -248,7 +248,7 @@ def test_a_record_that_comes_in_two_parts(secure: FakeRegistry) -> None:
 
             with repository.held():
                 wanted = Descriptor(digest(blob), len(blob), "")
-                repository.download(wanted, arrived.__len__, arrived.extend, Patience(10.0, "download"))
+                repository.download(wanted, arrived.__len__, arrived.extend, Patience(60.0, "download"))
 
         assert bytes(arrived) == blob
         assert len(secure.seen) == before + 1

@@ -92,9 +92,9 @@ def test_reads_wait_for_no_commit(node: Node, catalogue: Catalogue) -> None:
     with ThreadPoolExecutor(1) as other, node.store._change() as db:
         db.execute("DELETE FROM names")
         db.execute("DELETE FROM blobs")
-        assert other.submit(catalogue.find, "one:1").result(timeout=10).id == sha("config1")
-        assert len(other.submit(catalogue.messages).result(timeout=10)) == 2
-        assert other.submit(node.store.usage).result(timeout=10) == (7, 1)
+        assert other.submit(catalogue.find, "one:1").result(timeout=60).id == sha("config1")
+        assert len(other.submit(catalogue.messages).result(timeout=60)) == 2
+        assert other.submit(node.store.usage).result(timeout=60) == (7, 1)
 
 
 def test_a_change_that_fails_is_not_listed(node: Node, catalogue: Catalogue) -> None:

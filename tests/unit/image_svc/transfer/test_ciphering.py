@@ -16,7 +16,7 @@ def test_all_of_it_comes_out() -> None:
     os.write(writer, b"layer")
     os.close(writer)
 
-    assert b"".join(pieces(reader, Patience(10.0, "turning"), lambda: None)) == b"layer"
+    assert b"".join(pieces(reader, Patience(60.0, "turning"), lambda: None)) == b"layer"
     os.close(reader)
 
 

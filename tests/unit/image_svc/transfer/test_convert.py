@@ -65,10 +65,10 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
 
 def test_decrypting_takes_a_grant_of_roots(node: Station, here: Image) -> None:
     """Whoever may use the socket may not thereby take an image out of its encryption."""
-    code, _ = refusal(lambda: list(node.stub.Decrypt(pb.DecryptImageRequest(image="app:1", name="x"), timeout=10)))
+    code, _ = refusal(lambda: list(node.stub.Decrypt(pb.DecryptImageRequest(image="app:1", name="x"), timeout=30)))
     assert code is grpc.StatusCode.PERMISSION_DENIED
     request = pb.DecryptImageRequest(image="app:1", name="x", grant="g")
-    code, said = refusal(lambda: list(node.stub.Decrypt(request, timeout=10)))
+    code, said = refusal(lambda: list(node.stub.Decrypt(request, timeout=30)))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert "none of them is encrypted" in said
 
@@ -89,7 +89,7 @@ def test_orders_that_make_no_sense(node: Station, here: Image, fields: dict[str,
     """A malformed order is refused by the field that is wrong, before the decryptor hears of it."""
     good = {"image": "app:1", "name": "x", "recipients": [pb.ImageRecipient(scheme="jwe", key=b"k")]}
     order = {**good, **fields} if fields else {"image": "app:1", "name": "x"}
-    code, text = refusal(lambda: list(node.stub.Encrypt(pb.EncryptImageRequest(**order), timeout=10)))
+    code, text = refusal(lambda: list(node.stub.Encrypt(pb.EncryptImageRequest(**order), timeout=30)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert said in text
 

@@ -38,7 +38,7 @@ def test_oci(node: Station, image: Image) -> None:
 
 def test_the_same_bytes_for_the_same_image(node: Station, image: Image) -> None:
     """Two exports are equal, and as long as was said."""
-    answers = list(node.stub.Export(pb.ExportRequest(images=["app:1"]), timeout=5))
+    answers = list(node.stub.Export(pb.ExportRequest(images=["app:1"]), timeout=30))
     data = b"".join(each.data for each in answers)
     assert answers[0].total == len(data)
     assert data == node.export("app:1")
@@ -66,8 +66,8 @@ def test_docker_archive(node: Station, image: Image) -> None:
     data = node.export(digest(image.blobs()[0]), format=pb.ExportRequest.DOCKER_ARCHIVE)
     (saved,) = json.loads(archives.untar(data)["manifest.json"])
     assert saved["RepoTags"] == ["app:1", "app:2"]
-    node.stub.Delete(pb.DeleteRequest(image="app:1"), timeout=5)
-    node.stub.Delete(pb.DeleteRequest(image="app:2"), timeout=5)
+    node.stub.Delete(pb.DeleteRequest(image="app:1"), timeout=30)
+    node.stub.Delete(pb.DeleteRequest(image="app:2"), timeout=30)
     result = node.send(data)
     assert [each.id for each in result.images] == [digest(image.blobs()[0])]
 
@@ -86,7 +86,7 @@ def test_round_trip_of_all_platforms(node: Station) -> None:
     data = node.export("x.io/multi:1", platforms=everything)
     files = archives.untar(data)
     assert {name: files[name] for name in files if name.startswith("blobs/")} == blobs
-    node.stub.Delete(pb.DeleteRequest(image="x.io/multi:1"), timeout=5)
+    node.stub.Delete(pb.DeleteRequest(image="x.io/multi:1"), timeout=30)
     assert node.blobs() == set()
     assert node.send(data, pb.ImportOptions(platforms=everything)).digest == digest(index)
 
@@ -94,7 +94,7 @@ def test_round_trip_of_all_platforms(node: Station) -> None:
     own = archives.untar(node.export("x.io/multi:1"))
     assert archives.blob_name(digest(index)) in own
     assert archives.blob_name(digest(images[1].manifest())) not in own
-    node.stub.Delete(pb.DeleteRequest(image="x.io/multi:1"), timeout=5)
+    node.stub.Delete(pb.DeleteRequest(image="x.io/multi:1"), timeout=30)
     assert node.send(archives.tar(own)).digest == digest(index)
 
 

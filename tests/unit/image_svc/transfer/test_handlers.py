@@ -81,7 +81,7 @@ def test_a_handler_that_is_not_there(node: Station, registry: FakeRegistry, imag
         (pb.PullRequest(image=f"{registry.address}/app:1", runtime_handler="lazy", no_unpack=True), "nothing is to be"),
     ):
         with pytest.raises(grpc.RpcError, match=text) as caught:
-            list(node.stub.Pull(request, timeout=5))
+            list(node.stub.Pull(request, timeout=30))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert not registry.asked("/v2/")
     data = archives.tar(archives.oci(image))

@@ -16,7 +16,7 @@ def answer_late(path: Path, seconds: float) -> threading.Thread:
     def work() -> None:
         time.sleep(seconds)
         with seqpacket.listen(str(path)) as listener:
-            listener.settimeout(10)
+            listener.settimeout(60)
             connection, _ = listener.accept()
             with connection:
                 request, _ = seqpacket.receive(connection)
@@ -34,8 +34,8 @@ def test_a_call_waits_for_a_helper_that_is_being_started_anew(tmp_path: Path) ->
     thread = answer_late(path, 0.3)
     began = time.monotonic()
     UnpackClient(path).remove("1")
-    assert 0.3 <= time.monotonic() - began < 5
-    thread.join(10)
+    assert 0.3 <= time.monotonic() - began < 9
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -44,4 +44,4 @@ def test_whether_it_is_there_is_said_at_once(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(UnpackerGone, match="unpack helper"):
         UnpackClient(tmp_path / "s").ping()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5

@@ -112,10 +112,10 @@ def test_chains_of_links_do_not_take_long() -> None:
     for number in range(1, 30):
         made.tree.root.children[b"l%d" % number] = b"/".join([b"l%d" % (number - 1)] + [b"..", b"l0"] * 200)
 
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(InvalidArgument, match="too many symbolic links"):
         made.tree.directory(b"l29")
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 @given(
