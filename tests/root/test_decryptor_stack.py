@@ -71,7 +71,7 @@ def seal(stack: SmallStack, keys: Keys) -> tuple[keys_pb2.Layer, bytes]:
     request = keys_pb2.EncryptRequest(layer=layer, recipients=[keys_pb2.Recipient(scheme="jwe", key=keys.public)])
     with memory(PLAIN) as source, memory() as sink:
         with layers.encrypt(socket(stack), request, source, sink) as work:
-            work.started(10)
+            work.started(30)
             result = work.result(keys_pb2.EncryptResult, 30)
         cipher = contents(sink)
     return encrypted(result.annotations, cipher), cipher
@@ -80,20 +80,20 @@ def seal(stack: SmallStack, keys: Keys) -> tuple[keys_pb2.Layer, bytes]:
 def unseal(stack: SmallStack, layer: keys_pb2.Layer, cipher: bytes) -> str:
     request = keys_pb2.DecryptRequest(layer=layer)
     with memory(cipher) as source, memory() as sink, layers.decrypt(socket(stack), request, source, sink) as work:
-        work.started(10)
+        work.started(30)
         return work.result(keys_pb2.DecryptResult, 30).digest
 
 
 def check(stack: SmallStack, layer: keys_pb2.Layer) -> None:
     with rpc.channel(str(paths.service_socket(stack.state, "decryptor"))) as channel:
         request = keys_pb2.CheckRequest(layers=[layer])
-        rpc.call(keys_pb2_grpc.KeysStub(channel).Check, request, service="decryptor", timeout=10)
+        rpc.call(keys_pb2_grpc.KeysStub(channel).Check, request, service="decryptor", timeout=30)
 
 
 def until(stack: SmallStack, layer: keys_pb2.Layer, *, allowed: bool) -> float:
     """Return the seconds until the layer is opened, or refused."""
     began = time.monotonic()
-    while time.monotonic() < began + 10:
+    while time.monotonic() < began + 60:
         try:
             check(stack, layer)
             answer = True
@@ -132,7 +132,7 @@ def test_a_copy_that_was_lost_half_way_comes_back(stack: SmallStack, keys: Keys)
     layer, _ = seal(stack, keys)
     pid = stack.pid("decryptor")
     target = stack.state / "credentials" / "decryptor"
-    subprocess.run(["nsenter", f"--mount=/proc/{pid}/ns/mnt", "umount", "--lazy", target], check=True, timeout=10)
+    subprocess.run(["nsenter", f"--mount=/proc/{pid}/ns/mnt", "umount", "--lazy", target], check=True, timeout=30)
     until(stack, layer, allowed=False)
     swap(stack.directory / "keys", "..four", keys.private)
     until(stack, layer, allowed=True)
@@ -172,7 +172,7 @@ os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
 os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
 try:
     with layers.decrypt(path, request, source, sink) as work:
-        work.started(10)
+        work.started(30)
         print("ok", work.result(keys_pb2.DecryptResult, 20).digest)
 except BulkheadError as error:
     print(error.name, error)
@@ -191,17 +191,17 @@ def test_a_killed_decryptor_is_a_clean_end(stack: SmallStack, keys: Keys) -> Non
     with layers.decrypt(socket(stack), keys_pb2.DecryptRequest(layer=layer), read, sink) as work:
         os.close(read)
         os.close(sink)
-        work.started(10)
+        work.started(30)
         os.write(write, cipher[:50_000])
         assert os.read(out, 1000) == PLAIN[:1000]
         os.kill(stack.pid("decryptor"), signal.SIGKILL)
         with pytest.raises(Unavailable, match="ended in the middle of a layer"):
-            work.result(keys_pb2.DecryptResult, 10)
+            work.result(keys_pb2.DecryptResult, 30)
     while os.read(out, 65536):
         pass
     os.close(out)
     os.close(write)
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while True:
         try:
             assert unseal(stack, layer, cipher) == digest_of(PLAIN)
@@ -229,7 +229,7 @@ def test_layer_keys_stay_in_the_decryptor(stack: SmallStack, keys: Keys) -> None
     others = [stack.pid(name) for name in ("cri-frontend", "image-svc", "stream-svc", "sandbox-svc")]
     traces = [secret, payload, keys.private.splitlines()[10]]
     with layers.decrypt(socket(stack), keys_pb2.DecryptRequest(layer=layer), read, sink) as work:
-        work.started(10)
+        work.started(30)
         os.write(write, b"x" * 100_000)
         os.read(out, 1000)
 

@@ -54,7 +54,7 @@ def pull(stack: Stack, name: str) -> str:
     return str(stack.image_service().PullImage(request, timeout=60).image_ref)
 
 
-def pull_when_keys_are_read(stack: Stack, name: str, seconds: float = 15) -> str:
+def pull_when_keys_are_read(stack: Stack, name: str, seconds: float = 60) -> str:
     """Pull once the decryptor has seen that its directory changed."""
     deadline = time.monotonic() + seconds
     while True:
@@ -66,7 +66,7 @@ def pull_when_keys_are_read(stack: Stack, name: str, seconds: float = 15) -> str
             time.sleep(0.2)
 
 
-def refused_in_the_end(act: Callable[[], object], seconds: float = 15) -> str:
+def refused_in_the_end(act: Callable[[], object], seconds: float = 60) -> str:
     """Repeat a call until it is refused and return why: a verdict is remembered for some seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -97,7 +97,7 @@ SPOILED = {
 
 def state(hand: Hand) -> tuple[list[str], object]:
     """Return the images, and how many layers are unpacked."""
-    listed = hand.stack.image_service().ListImages(cri.ListImagesRequest(), timeout=10).images
+    listed = hand.stack.image_service().ListImages(cri.ListImagesRequest(), timeout=30).images
     layers = json.loads(hand.images("usage", "--json"))["layers"]["count"]
     directories = len(os.listdir(hand.stack.directory / "root" / "io.bulkhead" / "snapshots"))
     return sorted(name for image in listed for name in image.repo_tags), (layers, directories)
@@ -141,10 +141,11 @@ def big(registry: str, place: Path, name: str, size: int) -> tuple[str, Sealed]:
 
 def test_a_killed_decryptor(hand: Hand, registry: str, place: Path) -> None:
     """kill -9 of the decryptor in mid-layer: the pull begins the layer again from the bytes on disk, and is right."""
-    name, _ = big(registry, place, "killed", 40_000_000)
+    name, top = big(registry, place, "killed", 40_000_000)
     with dam(registry, 25_000_000) as held, ThreadPoolExecutor() as pool:
         pulling = pool.submit(hand.pull, name.replace(registry, held.address))
         assert held.full.wait(60)
+        eventually(lambda: found(hand.stack.pid("decryptor"), [top.key]) == 1)
         seen = len(hand.stack.log)
         old = hand.stack.kill("decryptor")
         hand.stack.wait_restarted("decryptor", old)
@@ -167,7 +168,7 @@ def test_a_decryptor_that_does_not_answer(hand: Hand, registry: str, place: Path
             hand.pull(name)
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     assert hand.pull(name).startswith("sha256:")
 
 
@@ -194,7 +195,7 @@ def test_keys_are_in_the_decryptors_memory_alone(hand: Hand, registry: str, plac
         there = name.replace(registry, held.address)
         pulling = pool.submit(hand.pull, there)
         assert held.full.wait(60)
-        assert found(hand.stack.pid("decryptor"), [top.key]) == 1
+        eventually(lambda: found(hand.stack.pid("decryptor"), [top.key]) == 1)
         search({})
         held.opened.set()
         pulling.result(60)
@@ -296,6 +297,6 @@ def test_one_audit_line_a_use(hand: Hand, registry: str, place: Path) -> None:
     assert sorted(pod for line in lines() for pod in set(pods) if pod in line) == pods, lines()
     assert all("fingerprint=" in line and "layer=sha256:" in line for line in lines())
     port = hand.stack.ports["decryptor"]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         text = answer.read().decode()
     assert 'bulkhead_decryptor_unwraps_total{scheme="jwe",verdict="opened"}' in text

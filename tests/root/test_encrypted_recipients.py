@@ -114,7 +114,7 @@ def field() -> Iterator[Field]:
     place.chmod(0o711)
     made.make_keys()
     yield made
-    subprocess.run(["gpgconf", "--kill", "all"], env=made.environment, check=False, timeout=20)
+    subprocess.run(["gpgconf", "--kill", "all"], env=made.environment, check=False, timeout=60)
     shutil.rmtree(place)
 
 

@@ -73,7 +73,7 @@ def test_the_session(hand: Hand, encrypted: str, keys: Path) -> None:
     assert (done.stdout, done.stderr) == (b"Hello World!\n", b"")
     refused = hand.run("--rm", encrypted, "test", "echo", "Hello World!", status=125)
     assert refused.stderr.decode().startswith(REFUSAL)
-    assert not list(hand.stack.runtime_service().ListPodSandbox(cri.ListPodSandboxRequest(), timeout=10).items)
+    assert not list(hand.stack.runtime_service().ListPodSandbox(cri.ListPodSandboxRequest(), timeout=30).items)
 
 
 def test_only_the_platform_asked_for_changes(encrypted: str, registry: str) -> None:
@@ -116,8 +116,8 @@ def test_what_stays_without_rm(hand: Hand, registry: str) -> None:
     again = hand.run(name, "stays", "true", status=125)
     assert "remove it" in again.stderr.decode()
     runtime = hand.stack.runtime_service()
-    (container,) = runtime.ListContainers(cri.ListContainersRequest(), timeout=10).containers
-    status = runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container.id), timeout=10).status
+    (container,) = runtime.ListContainers(cri.ListContainersRequest(), timeout=30).containers
+    status = runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container.id), timeout=30).status
     assert "kept" in Path(status.log_path).read_text()
     hand.stack.remove_pods()
 
@@ -135,10 +135,10 @@ def test_an_interruption_stops_and_removes(hand: Hand, registry: str, number: in
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
     process.send_signal(number)
-    assert process.wait(30) == status
+    assert process.wait(60) == status
     process.stdout.close()
     assert (sorted(logs.iterdir()) if logs.exists() else []) == before
-    assert not list(hand.stack.runtime_service().ListPodSandbox(cri.ListPodSandboxRequest(), timeout=10).items)
+    assert not list(hand.stack.runtime_service().ListPodSandbox(cri.ListPodSandboxRequest(), timeout=30).items)
 
 
 def test_a_terminal(hand: Hand, registry: str) -> None:
@@ -165,10 +165,10 @@ def test_a_terminal(hand: Hand, registry: str) -> None:
         time.sleep(0.3)
         return b"/ # " in read()
 
-    eventually(prompted, 40)
+    eventually(prompted)
     os.write(master, b"tty && exit $((40+2))\n")
-    eventually(lambda: b"/dev/pts/0" in read(), 20)
-    until = time.monotonic() + 30
+    eventually(lambda: b"/dev/pts/0" in read())
+    until = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < until:
         read()
         time.sleep(0.05)

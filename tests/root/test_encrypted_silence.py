@@ -78,7 +78,7 @@ def test_one_that_hangs_and_is_killed(hand: Hand, registry: str, name: str) -> N
     """Silence ends the attempt in a second or two; with the next decryptor the pull comes to its end."""
     began = time.monotonic()
     with stopped(hand, registry, name) as (pid, pulling):
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 60
         os.kill(pid, signal.SIGKILL)
         hand.stack.wait_restarted("decryptor", pid)
         check(hand, pulling.result(60))

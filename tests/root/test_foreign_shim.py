@@ -47,7 +47,7 @@ def test_pod_of_two_containers(stack: Stack, registry: str, tmp_path: Path, hand
     assert (answer.stdout, answer.stderr, answer.exit_code) == (b"out\n", b"err\n", 5)
     crictl = Crictl(stack.address, tmp_path)
     assert crictl("exec", "-i", counter, "cat", stdin="through\n") == "through"
-    stats = pods.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=counter), timeout=10).stats
+    stats = pods.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=counter), timeout=30).stats
     assert stats.memory.usage_bytes.value > 0
 
     stack.wait_restarted("sandbox-svc", stack.kill("sandbox-svc"))

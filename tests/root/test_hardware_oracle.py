@@ -53,7 +53,7 @@ def ask() -> Ask:
 
     def run(*arguments: str | Path, request: object = None) -> dict[str, Any]:
         done = subprocess.run(
-            [program, *arguments], input=json.dumps(request), capture_output=True, text=True, check=True, timeout=30
+            [program, *arguments], input=json.dumps(request), capture_output=True, text=True, check=True, timeout=60
         )
         found: dict[str, Any] = json.loads(done.stdout)
         return found

@@ -12,6 +12,7 @@ import pytest
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from conformance.build import build
 from support.images import Image, Pusher, busybox_layer
+from support.leaks import cgroups_named
 from support.pods import Pods
 from support.stack import Stack
 
@@ -121,7 +122,7 @@ def test_cdi_devices_of_annotations_and_none(stack: Stack, registry: str, tmp_pa
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
     assert f"CDI device vendor.com/test=none is not defined in {stack.directory}/cdi" in str(caught.value.details())
     names = [
-        one.metadata.name for one in pods.runtime.ListContainers(cri.ListContainersRequest(), timeout=10).containers
+        one.metadata.name for one in pods.runtime.ListContainers(cri.ListContainersRequest(), timeout=30).containers
     ]
     assert "none" not in names
 
@@ -135,11 +136,11 @@ def test_a_block_io_class(stack: Stack, registry: str, tmp_path: Path, handler: 
     container = pods.start(pods.run(config), config, "main", "sleep 1000")
     numbers = block_device()[1]
     if os.path.isdir("/sys/fs/cgroup/blkio"):
-        [group] = Path("/sys/fs/cgroup/blkio").glob(f"**/{container}")
+        [group] = [path for path in cgroups_named(container) if path.is_relative_to("/sys/fs/cgroup/blkio")]
         assert (group / "blkio.throttle.read_bps_device").read_text().split() == [numbers, "5000000"]
         assert (group / "blkio.throttle.write_iops_device").read_text().split() == [numbers, "100"]
     else:
-        [group] = Path("/sys/fs/cgroup").glob(f"**/{container}")
+        [group] = cgroups_named(container)
         limits = (group / "io.max").read_text().split()
         assert limits[0] == numbers
         assert {"rbps=5000000", "wiops=100"} <= set(limits)
@@ -148,7 +149,7 @@ def test_a_block_io_class(stack: Stack, registry: str, tmp_path: Path, handler: 
 def test_a_network_device(stack: Stack, registry: str, tmp_path: Path) -> None:
     """A link of the node moves into the container under its new name, and not with a runtime that cannot."""
     (stack.directory / "cdi" / "link.yaml").write_text(json.dumps(LINK))
-    subprocess.run(["ip", "link", "add", "bhcdi0", "type", "veth", "peer", "name", "bhcdi1"], check=True, timeout=10)
+    subprocess.run(["ip", "link", "add", "bhcdi0", "type", "veth", "peer", "name", "bhcdi1"], check=True, timeout=30)
     device = [cri.CDIDevice(name="vendor.com/link=0")]
     old = Pods(stack.runtime_service(), f"{registry}/box:1", tmp_path, "runc")
     config = old.config("old-link")
@@ -159,4 +160,4 @@ def test_a_network_device(stack: Stack, registry: str, tmp_path: Path) -> None:
     config = pods.config("link")
     container = pods.start(pods.run(config), config, "main", "sleep 1000", CDI_devices=device)
     assert b"vendor0:" in pods.exec(container, "cat", "/proc/net/dev").stdout
-    assert subprocess.run(["ip", "link", "show", "bhcdi0"], capture_output=True, timeout=10).returncode != 0
+    assert subprocess.run(["ip", "link", "show", "bhcdi0"], capture_output=True, timeout=30).returncode != 0

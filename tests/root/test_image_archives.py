@@ -56,7 +56,7 @@ class Node:
     def left(self) -> dict[str, int]:
         """Return how many blobs, layers and partial downloads are on disk, after the collector."""
         counts: dict[str, int] = {}
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while time.monotonic() < until:
             usage = self.ask("Usage", pb.UsageRequest())
             counts = {"blobs": usage.blobs.count, "layers": usage.layers.count, "partial": usage.partial.count}
@@ -70,7 +70,7 @@ class Node:
     def ask(self, method: str, request: Any) -> Any:
         """Make a call over a connection of its own: image-svc is killed now and then, and programs are started."""
         with rpc.channel(str(self.socket)) as channel:
-            return getattr(ManagementStub(channel), method)(request, timeout=20, wait_for_ready=True)
+            return getattr(ManagementStub(channel), method)(request, timeout=60, wait_for_ready=True)
 
     @property
     def socket(self) -> Path:
@@ -140,7 +140,7 @@ def test_removal_on_a_disk_without_a_byte(node: Node) -> None:
             assert node.left() == nothing()
         finally:
             filler.unlink()
-        wait_for(lambda: (node.root / "image-svc" / "images.reserve").stat().st_blocks * 512 >= 1 << 20)
+        wait_for(lambda: size(node.root / "image-svc" / "images.reserve", blocks=True) >= 1 << 20)
 
 
 def test_pods_on_a_disk_without_a_byte(node: Node, registry: str, tmp_path: Path) -> None:
@@ -158,12 +158,12 @@ def test_pods_on_a_disk_without_a_byte(node: Node, registry: str, tmp_path: Path
             pods.run(pods.config("another"))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         runtime, service = node.stack.runtime_service(), node.stack.image_service()
-        runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=1), timeout=30)
-        runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), timeout=30)
-        runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=30)
-        runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod), timeout=30)
+        runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=1), timeout=60)
+        runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), timeout=60)
+        runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=60)
+        runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod), timeout=60)
         for name in names:
-            service.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)), timeout=30)
+            service.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)), timeout=60)
         assert node.left() == nothing()
     finally:
         filler.unlink()
@@ -187,10 +187,10 @@ def test_killed_in_mid_import(node: Node) -> None:
     child.stdin.flush()
     ingest = node.root / "ingest"
     # The second layer is on its way, the first one is a blob with a record.
-    wait_for(lambda: any(each.stat().st_size > 1 << 19 for each in ingest.glob("import-*")))
+    wait_for(lambda: any(size(each) > 1 << 19 for each in ingest.glob("import-*")))
     wait_for(lambda: list((node.root / "blobs" / "sha256").iterdir()))
     node.stack.wait_restarted("image-svc", node.stack.kill("image-svc"))
-    out, error = child.communicate(timeout=30)
+    out, error = child.communicate(timeout=60)
     assert (child.returncode, out) == (5, b"")
     assert b"went away" in error
     assert node.names() == []
@@ -211,7 +211,7 @@ def test_exports_that_nobody_takes(node: Node) -> None:
         os.close(writer)
         os.read(reader, 1000)
         os.close(reader)
-        error = child.communicate(timeout=30)[1]
+        error = child.communicate(timeout=60)[1]
         assert (child.returncode, error.count(b"\n")) == (141, 1), error
 
         done = node.run("export", "/dev/full", "out:1")
@@ -231,9 +231,18 @@ def test_exports_that_nobody_takes(node: Node) -> None:
     assert node.left() == nothing()
 
 
+def size(path: Path, *, blocks: bool = False) -> int:
+    """Return how long a file is, or how much of the disk it has; 0 for one that was renamed or is made anew."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0
+    return status.st_blocks * 512 if blocks else status.st_size
+
+
 def wait_for(true: Callable[[], object]) -> None:
     """Wait until something holds."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -19,6 +19,7 @@ import pytest
 from support.fake_registry import FakeRegistry, Handler, fake_registry
 from support.image_service import Service, service
 from support.images import Image, Layer, digest
+from support.unpack import unmount
 
 pytestmark = pytest.mark.root
 
@@ -62,17 +63,34 @@ class Cutter:
                 self._send(handler, offset, end)
                 if kill is None:
                     return handler.break_off()
+                self._read(handler)
                 kill()
             else:
                 self._send(handler, offset, end)
             offset = end
-            time.sleep(0.001)  # what the client has not read yet when it is killed counts as fetched
         return True
+
+    def _read(self, handler: Handler) -> None:
+        """Wait until the client has read what was sent: what it has not when it is killed would count as fetched."""
+        deadline = time.monotonic() + 5
+        while queued(handler.connection.getsockname()[1], handler.client_address[1]) and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def _send(self, handler: Handler, offset: int, end: int) -> None:
         handler.wfile.write(self._blob[offset:end])
         with self._lock:
             self.sent += end - offset
+
+
+def queued(server: int, client: int) -> int:
+    """Return the bytes on the way from one port of the loopback to another: not yet arrived, or not yet read."""
+    found = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        local, remote, _, queues = line.split()[1:5]
+        ports = int(local.rpartition(":")[2], 16), int(remote.rpartition(":")[2], 16)
+        sending, receiving = (int(part, 16) for part in queues.split(":"))
+        found += sending if ports == (server, client) else receiving if ports == (client, server) else 0
+    return found
 
 
 def pull_like_a_kubelet(node: Service, name: str) -> int:
@@ -146,12 +164,12 @@ def small(place: Path) -> Iterator[Path]:
     disk = place / "disk"
     with disk.open("wb") as file:
         file.truncate(24 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(disk)], check=True, timeout=30)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(disk)], check=True, timeout=60)
     mounted = place / "small"
     mounted.mkdir()
-    subprocess.run(["mount", "-o", "loop", str(disk), str(mounted)], check=True, timeout=30)
+    subprocess.run(["mount", "-o", "loop", str(disk), str(mounted)], check=True, timeout=60)
     yield mounted
-    subprocess.run(["umount", str(mounted)], check=True, timeout=30)
+    unmount(mounted)
 
 
 @pytest.mark.parametrize("dense", [True, False], ids=["the blob", "the files"])
@@ -173,7 +191,7 @@ def test_a_full_disk(small: Path, own_network: None, dense: bool) -> None:
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         missing = int(re.findall(r"at least (\d+) bytes", str(caught.value.details()))[0])
         assert 0 < missing < len(content) * 2
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while os.statvfs(small).f_bfree < free - 400 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert os.statvfs(small).f_bfree >= free - 400  # blocks of 1 or 4 KiB: records and manifests

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,12 +49,12 @@ def test_pull_prepare_remove(node: Service, registry: str) -> None:
     image_id = node.pull(name)
 
     assert node.names() == [name]
-    resolved = node.run.Resolve(images_pb2.ResolveRequest(image=name), timeout=5)
+    resolved = node.run.Resolve(images_pb2.ResolveRequest(image=name), timeout=30)
     assert (resolved.image_id, resolved.encrypted) == (image_id, False)
     assert digest(resolved.config_json) == image_id
     request = images_pb2.PrepareRequest(key="c1", image_id=image_id, manifest_digest=resolved.manifest_digest)
-    prepared = node.run.Prepare(request, timeout=10)
-    assert node.run.Prepare(request, timeout=10) == prepared
+    prepared = node.run.Prepare(request, timeout=30)
+    assert node.run.Prepare(request, timeout=30) == prepared
     (mount,) = prepared.mounts
     lower = Path(next(o for o in mount.options if o.startswith("lowerdir=")).partition("=")[2].partition(":")[0])
     assert (lower / "bin/busybox").stat().st_uid == 0
@@ -61,12 +62,12 @@ def test_pull_prepare_remove(node: Service, registry: str) -> None:
     assert Path(f"/proc/{node.process.pid}/status").read_text().count("CapEff:\t0000000000000000") == 1
 
     for _ in range(2):
-        node.cri.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)), timeout=5)
+        node.cri.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)), timeout=60)
     assert node.names() == []
     assert (lower / "bin/busybox").exists()
-    assert node.run.Retain(images_pb2.RetainRequest(keys=["c1", "lost"]), timeout=10).missing == ["lost"]
-    node.run.Retain(images_pb2.RetainRequest(), timeout=10)
-    deadline = time.monotonic() + 10
+    assert node.run.Retain(images_pb2.RetainRequest(keys=["c1", "lost"]), timeout=30).missing == ["lost"]
+    node.run.Retain(images_pb2.RetainRequest(), timeout=30)
+    deadline = time.monotonic() + 60
     while lower.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not lower.exists()
@@ -84,11 +85,11 @@ def test_formats(node: Service, registry: str) -> None:
     ]
 
     assert {call.result().image_ref for call in calls} == {first}
-    (image,) = node.cri.ListImages(cri.ListImagesRequest(), timeout=5).images
+    (image,) = node.cri.ListImages(cri.ListImagesRequest(), timeout=30).images
     assert len(image.repo_tags) == 3
-    info = node.cri.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=5)
+    info = node.cri.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=30)
     assert info.image_filesystems[0].used_bytes.value > image.size
-    status = node.cri.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=first), verbose=True), timeout=5)
+    status = node.cri.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=first), verbose=True), timeout=60)
     assert '"imageSpec"' in status.info["info"]
 
 
@@ -157,15 +158,15 @@ def test_killed_and_started_again(place: Path, registry: str) -> None:
     with service(place) as first:
         first.pull(f"{registry}/busybox:1")
         first.process.kill()
-        first.process.wait(5)
+        first.process.wait(30)
     stray = place / "root/io.bulkhead/blobs/sha256" / ("0" * 64)
     stray.write_bytes(b"stray")
     with service(place) as second:
         second.pull(f"{registry}/pause:1")
         assert second.names() == [f"{registry}/busybox:1", f"{registry}/pause:1"]
         assert not stray.exists()
-        resolved = second.run.Resolve(images_pb2.ResolveRequest(image=f"{registry}/busybox:1"), timeout=5)
-        prepared = second.run.Prepare(images_pb2.PrepareRequest(key="c", image_id=resolved.image_id), timeout=10)
+        resolved = second.run.Resolve(images_pb2.ResolveRequest(image=f"{registry}/busybox:1"), timeout=30)
+        prepared = second.run.Prepare(images_pb2.PrepareRequest(key="c", image_id=resolved.image_id), timeout=30)
         assert prepared.mounts
 
 
@@ -175,14 +176,14 @@ def test_killed_in_mid_pull(place: Path, own_network: None) -> None:
     blob = image.blobs()[1][0]
     with fake_registry() as fake:
         fake.push("app", "1", image)
-        name = f"{fake.address}/app:1"
+        name, killed = f"{fake.address}/app:1", threading.Event()
 
         def stop_halfway(handler: Handler) -> bool:
             handler.send_response(200)
             handler.send_header("Content-Length", str(len(blob)))
             handler.end_headers()
             handler.wfile.write(blob[: len(blob) // 2])
-            time.sleep(3.0)
+            killed.wait(90)
             return handler.break_off()
 
         fake.once(digest(blob), stop_halfway)
@@ -190,12 +191,13 @@ def test_killed_in_mid_pull(place: Path, own_network: None) -> None:
             request = cri.PullImageRequest(image=cri.ImageSpec(image=name))
             call = first.cri.PullImage.future(request, timeout=60, wait_for_ready=True)
             partial = place / "root/io.bulkhead/ingest" / digest(blob).replace(":", "-")
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not (partial.exists() and partial.stat().st_size > 1 << 20) and time.monotonic() < deadline:
                 time.sleep(0.02)
             first.process.kill()
-            first.process.wait(5)
-            assert call.exception(timeout=10)
+            first.process.wait(30)
+            killed.set()
+            assert call.exception(timeout=30)
             have = partial.stat().st_size
         with service(place) as second:
             second.pull(name)
@@ -210,7 +212,7 @@ def test_second_service_is_refused(node: Service, registry: str) -> None:
     node.pull(f"{registry}/pause:1")
     config = node.directory / "config.toml"
 
-    second = subprocess.run([BIN / "image-svc", "--config", config], capture_output=True, timeout=20, check=False)
+    second = subprocess.run([BIN / "image-svc", "--config", config], capture_output=True, timeout=60, check=False)
 
     assert second.returncode == 1
     assert b"another image-svc uses this store" in second.stderr
@@ -223,10 +225,15 @@ def decryptor(directory: Path) -> Iterator[None]:
         command = [BIN / "decryptor", "--config", directory / "config.toml"]
         process = subprocess.Popen([*map(str, command)], stdout=log, stderr=log)
         try:
+            deadline = time.monotonic() + 60
+            while b" serving on " not in (directory / "decryptor.log").read_bytes():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
             yield
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(30)
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_images_are_mounted_read_only(stack: Stack, registry: str, tmp_path: Pat
         .image_ref
         for tag in "12"
     }
-    stack.image_service().RemoveImage(cri.RemoveImageRequest(image=image), timeout=30)
+    stack.image_service().RemoveImage(cri.RemoveImageRequest(image=image), timeout=60)
     old = stack.kill("sandbox-svc")
     stack.wait_restarted("sandbox-svc", old)
     # What PullImage answers, also after a restart.
@@ -127,7 +127,7 @@ def test_owners_in_a_pod_with_a_user_namespace(stack: Stack, registry: str, tmp_
         assert b"Read-only" in pods.exec(container, "touch", path).stderr
     pods.remove(pod)
     # Unmounting comes behind the answer.
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while f"{stack.directory}/state/io.bulkhead/image-volumes" in Path("/proc/self/mountinfo").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)

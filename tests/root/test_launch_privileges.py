@@ -134,7 +134,7 @@ def test_the_decryptor_has_no_network(stack: SmallStack) -> None:
     pid = str(stack.pid("decryptor"))
 
     def inside(*command: str) -> str:
-        return subprocess.run(["nsenter", "-t", pid, "-n", *command], capture_output=True, text=True, timeout=10).stdout
+        return subprocess.run(["nsenter", "-t", pid, "-n", *command], capture_output=True, text=True, timeout=30).stdout
 
     assert [line.split(":")[1].strip() for line in inside("ip", "-o", "link").splitlines()] == ["lo"]
     assert "state DOWN" in inside("ip", "-o", "link")
@@ -162,9 +162,9 @@ def test_keys_are_listed_and_encrypted_layers_refused(stack: SmallStack) -> None
     public = json.dumps({"cipher": "AES_256_CTR_HMAC_SHA256", "hmac": base64.b64encode(bytes(32)).decode()})
     wrapped = {f"{prefix}keys.pgp": "e30=", f"{prefix}pubopts": base64.b64encode(public.encode()).decode()}
     layer = keys_pb2.Layer(digest="sha256:" + "0" * 64, media_type="x+encrypted", annotations=wrapped)
-    listed = {key.file: key for key in keys.ListKeys(keys_pb2.ListKeysRequest(), timeout=5).keys}
+    listed = {key.file: key for key in keys.ListKeys(keys_pb2.ListKeysRequest(), timeout=30).keys}
     with pytest.raises(grpc.RpcError) as error:
-        keys.Check(keys_pb2.CheckRequest(layers=[layer]), timeout=5)
+        keys.Check(keys_pb2.CheckRequest(layers=[layer]), timeout=30)
     channel.close()
 
     assert len(listed["node.pem"].fingerprint) == 64
@@ -178,7 +178,7 @@ def test_another_user_cannot_look_into_the_decryptor(stack: SmallStack) -> None:
     pid = stack.pid("decryptor")
     own = pwd.getpwnam("bulkhead-decryptor")
     who = {"user": own.pw_uid, "group": own.pw_gid}
-    tried = subprocess.run(["cat", f"/proc/{pid}/environ"], **who, extra_groups=[], capture_output=True, timeout=5)  # type: ignore[call-overload] # the mapping hides the types
+    tried = subprocess.run(["cat", f"/proc/{pid}/environ"], **who, extra_groups=[], capture_output=True, timeout=30)  # type: ignore[call-overload] # the mapping hides the types
     limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
     core = next(line for line in limits if line.startswith("Max core file size"))
 
@@ -221,6 +221,6 @@ def namespace(pid: int, kind: str) -> str:
 
 
 def get(stack: SmallStack, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{stack.ports['decryptor']}{path}", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{stack.ports['decryptor']}{path}", timeout=30) as answer:
         text: str = answer.read().decode()
         return text

@@ -31,6 +31,6 @@ def test_units_verify(tmp_path: Path) -> None:
 def test_sysusers_reads_the_users() -> None:
     """systemd-sysusers accepts the file."""
     command = ["systemd-sysusers", "--dry-run", str(UNITS / "sysusers.d" / "bulkhead.conf")]
-    checked = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     assert (checked.returncode, checked.stderr) == (0, "")

@@ -81,17 +81,17 @@ BAD: dict[str, tuple[Request, str]] = {
         "envs[0].value",
     ),
     "negative grace": (
-        lambda p, _pod, _c: p.runtime.StopContainer(cri.StopContainerRequest(container_id="x", timeout=-5), timeout=9),
+        lambda p, _pod, _c: p.runtime.StopContainer(cri.StopContainerRequest(container_id="x", timeout=-5), timeout=30),
         "timeout",
     ),
     "exec without a command": (
         lambda p, pod, c: p.runtime.ExecSync(
-            cri.ExecSyncRequest(container_id=p.start(pod, c, "e", "sleep 99")), timeout=30
+            cri.ExecSyncRequest(container_id=p.start(pod, c, "e", "sleep 99")), timeout=60
         ),
         "cmd",
     ),
     "port out of range": (
-        lambda p, pod, _c: p.runtime.PortForward(cri.PortForwardRequest(pod_sandbox_id=pod, port=[70000]), timeout=9),
+        lambda p, pod, _c: p.runtime.PortForward(cri.PortForwardRequest(pod_sandbox_id=pod, port=[70000]), timeout=30),
         "port",
     ),
 }
@@ -132,7 +132,7 @@ def test_unknown_ids_are_not_found(pod: tuple[Pods, str, cri.PodSandboxConfig]) 
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     pods.stop("0" * 64)
-    pods.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id="0" * 64), timeout=9)
+    pods.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id="0" * 64), timeout=30)
     pods.remove("0" * 64)
 
 
@@ -141,7 +141,7 @@ def test_unimplemented_names_the_call(pod: tuple[Pods, str, cri.PodSandboxConfig
     pods, _, _ = pod
 
     with pytest.raises(grpc.RpcError) as caught:
-        pods.runtime.CheckpointPod(cri.CheckpointPodRequest(pod_sandbox_id="x", output_path="/tmp/x"), timeout=9)
+        pods.runtime.CheckpointPod(cri.CheckpointPodRequest(pod_sandbox_id="x", output_path="/tmp/x"), timeout=30)
 
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

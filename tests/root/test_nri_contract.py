@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,9 +17,6 @@ from support.pods import TIMEOUT, Pods
 from support.sandbox import Sandbox
 
 pytestmark = pytest.mark.root
-
-#: How long a plugin takes over an event in whose middle is looked around, below the time of a request.
-PAUSE = "1.2s"
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +32,17 @@ def pods(sandbox: Sandbox) -> Iterator[Pods]:
     """A maker of pods, all gone at the end."""
     yield sandbox.pods()
     sandbox.remove_all()
+
+
+@contextlib.contextmanager
+def thinking(sandbox: Sandbox, name: str, event: str) -> Iterator[tuple[Plugin, Path]]:
+    """Run a plugin that answers an event no sooner than a file is there; hand out both."""
+    go = sandbox.directory / f"go-{time.monotonic_ns()}"
+    with plugin_of(sandbox, name, "-hold", f"{event}={go}") as plugin:
+        try:
+            yield plugin, go
+        finally:
+            go.touch()
 
 
 def plugin_of(sandbox: Sandbox, name: str, *arguments: str) -> contextlib.AbstractContextManager[Plugin]:
@@ -63,9 +72,9 @@ def refused(call: Callable[..., Any], *arguments: Any) -> grpc.StatusCode:
 def test_a_pod_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandbox, pods: Pods) -> None:
     """While a plugin thinks about a pod it is not listed, not ready, and gets no container; then it is and does."""
     with (
-        plugin_of(sandbox, "20-slow", "-slow", f"RunPodSandbox={PAUSE}") as plugin,
-        plugin_of(sandbox, "10-first") as first,
         concurrent.futures.ThreadPoolExecutor() as threads,
+        thinking(sandbox, "20-slow", "RunPodSandbox") as (plugin, go),
+        plugin_of(sandbox, "10-first") as first,
     ):
         config = pods.config("exposed")
         running = threads.submit(pods.run, config)
@@ -78,6 +87,7 @@ def test_a_pod_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandbox, po
             assert status.status.state != cri.SANDBOX_READY
         refused(pods.create, pod, config, "early", "sleep 300")
         assert not running.done()
+        go.touch()
         assert running.result(TIMEOUT) == pod
         assert pod in listed(pods)
         pods.create(pod, config, "late", "sleep 300")
@@ -86,8 +96,8 @@ def test_a_pod_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandbox, po
 def test_a_container_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandbox, pods: Pods) -> None:
     """While a plugin thinks about a container it is not listed and not created."""
     with (
-        plugin_of(sandbox, "10-slow", "-slow", f"CreateContainer={PAUSE}") as plugin,
         concurrent.futures.ThreadPoolExecutor() as threads,
+        thinking(sandbox, "10-slow", "CreateContainer") as (plugin, go),
     ):
         config = pods.config("hidden")
         pod = pods.run(config)
@@ -99,6 +109,7 @@ def test_a_container_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandb
             status = pods.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container), timeout=0.5)
             assert status.status.state != cri.CONTAINER_CREATED
         assert not creating.done()
+        go.touch()
         assert creating.result(TIMEOUT) == container
         assert containers(pods, pod) == {container: cri.CONTAINER_CREATED}
 
@@ -106,8 +117,8 @@ def test_a_container_is_not_there_before_plugins_have_let_it_pass(sandbox: Sandb
 def test_a_pods_stop_is_told_when_its_containers_are_stopped(sandbox: Sandbox, pods: Pods) -> None:
     """Containers have exited and the pod can be asked about while plugins hear of its stop; a second stop is silent."""
     with (
-        plugin_of(sandbox, "10-slow", "-slow", f"StopPodSandbox={PAUSE}") as plugin,
         concurrent.futures.ThreadPoolExecutor() as threads,
+        thinking(sandbox, "10-slow", "StopPodSandbox") as (plugin, go),
     ):
         config = pods.config("stopping")
         pod = pods.run(config)
@@ -120,6 +131,7 @@ def test_a_pods_stop_is_told_when_its_containers_are_stopped(sandbox: Sandbox, p
         status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod), timeout=TIMEOUT)
         assert status.status.id == pod
         assert not stopping.done()
+        go.touch()
         stopping.result(TIMEOUT)
         pods.runtime.StopPodSandbox(stop, timeout=TIMEOUT)
         created = plugin.events().count("CreateContainer")

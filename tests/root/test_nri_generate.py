@@ -192,7 +192,7 @@ def generator() -> Iterator["subprocess.Popen[str]"]:
         yield process
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(10)
+        process.wait(30)
 
 
 def theirs(generator: "subprocess.Popen[str]", adjustment: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def output(pods: Pods, container: str, script: str) -> str:
 
 def update(pods: Pods, container: str, **fields: Any) -> None:
     request = cri.UpdateContainerResourcesRequest(container_id=container, linux=cri.LinuxContainerResources(**fields))
-    pods.runtime.UpdateContainerResources(request, timeout=20)
+    pods.runtime.UpdateContainerResources(request, timeout=60)
 
 
 def heard(plugin: Plugin, count: int) -> list[dict[str, Any]]:
@@ -83,15 +83,15 @@ def test_the_life_of_a_pod(sandbox: Sandbox, pods: Pods, plugins: Plugins) -> No
     pod = pods.run(config)
     resources = cri.LinuxContainerResources(cpu_shares=300)
     pods.runtime.UpdatePodSandboxResources(
-        cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=resources), timeout=10
+        cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=resources), timeout=30
     )
-    status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True), timeout=10)
+    status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True), timeout=30)
     assert json.loads(status.info["info"])["resources"] == {"linux": {"cpu_shares": 300}}
     container = pods.start(pod, config, "app", "sleep 1000", annotations={"who": "container"}, labels={"a": "b"})
     update(pods, container, cpu_shares=512)
     pods.stop(container)
     pods.stop(container)
-    pods.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), timeout=20)
+    pods.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), timeout=60)
     pods.remove(pod)
     lines = heard(plugin, 14)
     assert [line["event"] for line in lines] == [
@@ -162,10 +162,10 @@ def test_a_container_that_ends_by_itself(pods: Pods, plugins: Plugins) -> None:
     assert [item for item in found if item[1] == ends] == [("StopContainer", ends), ("RemoveContainer", ends)]
 
 
-def test_nothing_shows_while_plugins_are_asked(pods: Pods, plugins: Plugins) -> None:
+def test_nothing_shows_while_plugins_are_asked(pods: Pods, plugins: Plugins, tmp_path: Path) -> None:
     """A pod or container that a plugin may still refuse is in no list; a pod's containers end before it is stopped."""
-    slow = [f"{event}=0.7s" for event in ("RunPodSandbox", "CreateContainer", "StopPodSandbox")]
-    plugin = plugins.connect("10-slow", *[part for text in slow for part in ("-slow", text)])
+    held = {event: tmp_path / event for event in ("RunPodSandbox", "CreateContainer", "StopPodSandbox")}
+    plugin = plugins.connect("10-slow", *[part for pair in held.items() for part in ("-hold", "{}={}".format(*pair))])
     config = pods.config("slow")
     seen: list[tuple[str, int]] = []
 
@@ -173,15 +173,18 @@ def test_nothing_shows_while_plugins_are_asked(pods: Pods, plugins: Plugins) -> 
         with ThreadPoolExecutor(1) as pool:
             done = pool.submit(work)
             plugin.heard(event)
-            assert not done.done()
-            seen.append((event, look()))
-            return done.result(30)
+            try:
+                assert not done.done()
+                seen.append((event, look()))
+            finally:
+                held[event].touch()
+            return done.result(60)
 
     def listed_pods() -> int:
-        return len(pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=5).items)
+        return len(pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=30).items)
 
     def listed(state: "cri.ContainerState") -> int:
-        found = pods.runtime.ListContainers(cri.ListContainersRequest(), timeout=5).containers
+        found = pods.runtime.ListContainers(cri.ListContainersRequest(), timeout=30).containers
         return sum(container.state == state for container in found)
 
     pod = beside("RunPodSandbox", lambda: pods.run(config), listed_pods)
@@ -192,7 +195,7 @@ def test_nothing_shows_while_plugins_are_asked(pods: Pods, plugins: Plugins) -> 
     )
     stop = cri.StopPodSandboxRequest(pod_sandbox_id=pod)
     beside(
-        "StopPodSandbox", lambda: pods.runtime.StopPodSandbox(stop, timeout=30), lambda: listed(cri.CONTAINER_EXITED)
+        "StopPodSandbox", lambda: pods.runtime.StopPodSandbox(stop, timeout=60), lambda: listed(cri.CONTAINER_EXITED)
     )
     assert seen == [("RunPodSandbox", 0), ("CreateContainer", 0), ("StopPodSandbox", 1)]
 
@@ -205,7 +208,7 @@ def test_nothing_is_lost_while_a_plugin_is_synchronized(pods: Pods, plugins: Plu
     with ThreadPoolExecutor(4) as pool:
         plugin = plugins.connect("10-late", "-slow", "Synchronize=1s")
         made = [pool.submit(pods.start, pod, config, f"during{n}", "sleep 1000") for n in range(3)]
-        during = [one.result(30) for one in made]
+        during = [one.result(60) for one in made]
     assert plugin.heard("Synchronize")["containers"] == [before]
     plugin.heard("CreateContainer", 3)
     asked = [line["container"]["id"] for line in plugin.lines if line["event"] == "CreateContainer"]
@@ -305,7 +308,7 @@ def test_every_adjustment_arrives(sandbox: Sandbox, pods: Pods, plugins: Plugins
         assert limit(sandbox, container, "cpu", "cpu.cfs_quota_us", "") == "50000"
     shown = pods.status(container).resources.linux
     assert (shown.cpu_shares, shown.cpu_quota, shown.memory_limit_in_bytes) == (333, 50000, 67108864)
-    assert "adjusted 777" in (pods.logs / "app.log").read_text()
+    eventually(lambda: "adjusted 777" in (pods.logs / "app.log").read_text())
     assert plugin.heard("PostCreateContainer")["container"]["linux"]["cgroups_path"] == f"{MOVED}/it"
     pods.remove(pod)
     eventually(lambda: (tmp_path / "hooks").read_text().count(container) >= 2)
@@ -321,7 +324,7 @@ def test_synchronize_tells_what_is_there(pods: Pods, plugins: Plugins) -> None:
     ended = pods.start(pod, config, "ended", "true")
     pods.wait_exited(ended)
     other = pods.run(pods.config("stopped"))
-    pods.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=other), timeout=30)
+    pods.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=other), timeout=60)
     plugin = plugins.connect("10-late")
     told = plugin.heard("Synchronize")
     assert sorted(told["pods"]) == sorted([pod, other])
@@ -345,7 +348,7 @@ def test_updates_that_nobody_asked_for(sandbox: Sandbox, pods: Pods, plugins: Pl
     for container in (running, created):
         assert pods.status(container).resources.linux.memory_limit_in_bytes == 33554432
     assert limit(sandbox, running, "memory", "memory.limit_in_bytes", "memory.max") == "33554432"
-    pods.runtime.StartContainer(cri.StartContainerRequest(container_id=created), timeout=30)
+    pods.runtime.StartContainer(cri.StartContainerRequest(container_id=created), timeout=60)
     assert limit(sandbox, created, "memory", "memory.limit_in_bytes", "memory.max") == "33554432"
 
 
@@ -418,9 +421,9 @@ def test_what_a_plugin_refuses_is_undone(sandbox: Sandbox, pods: Pods, plugins: 
     assert [line["event"] for line in heard(watch, 6)] == [
         "CreateContainer", "StopContainer", "RemoveContainer", "RunPodSandbox", "StopPodSandbox", "RemovePodSandbox",
     ]  # fmt: skip
-    listed = pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=5).items
+    listed = pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=30).items
     assert [item.id for item in listed] == [pod]
-    assert len(list(pods.runtime.ListContainers(cri.ListContainersRequest(), timeout=5).containers)) == 0
+    assert len(list(pods.runtime.ListContainers(cri.ListContainersRequest(), timeout=30).containers)) == 0
     eventually(lambda: {Path(path).name for path in sandbox.remains() if "/bundles/" in path} == {pod})
 
 
@@ -431,7 +434,7 @@ def test_a_start_that_a_plugin_refuses(pods: Pods, plugins: Plugins) -> None:
     plugin = plugins.connect("10-critic", "-fail", "StartContainer=not now")
     container = pods.create(pod, config, "app", "sleep 1000")
     with pytest.raises(grpc.RpcError, match="not now"):
-        pods.runtime.StartContainer(cri.StartContainerRequest(container_id=container), timeout=30)
+        pods.runtime.StartContainer(cri.StartContainerRequest(container_id=container), timeout=60)
     status = pods.status(container)
     assert (status.state, status.reason) == (cri.CONTAINER_EXITED, "StartError")
     assert "not now" in status.message

@@ -63,7 +63,7 @@ def test_plugins_survive_the_death_of_the_service(program: Path) -> None:
         for one in (plugin, own):
             assert one.heard("StopContainer")["container"]["id"] == running
             assert one.heard("StopPodSandbox")["pod"]["id"] == pod
-    assert not _processes(plugins / "20-own")
+    eventually(lambda: not _processes(plugins / "20-own"))
 
 
 def test_a_late_plugin_misses_nothing() -> None:
@@ -90,7 +90,7 @@ def test_a_late_plugin_misses_nothing() -> None:
 
 def test_without_a_required_plugin_nothing_is_made() -> None:
     """RunPodSandbox and CreateContainer are refused by name of the plugin while it is not there, or does not answer."""
-    with Sandbox(number=98, more=REQUIRED) as sandbox:
+    with Sandbox(number=98, more=REQUIRED, nri_timeout="2s") as sandbox:
         pods = sandbox.pods()
         config = pods.config("web")
         with pytest.raises(grpc.RpcError) as caught:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from oracle.compare import Difference
 from sandbox_svc.oci import bpf
 from support import images
 from support.containerd import Containerd
-from support.leaks import Host
+from support.leaks import Host, cgroups_named
 from support.stack import Stack
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -227,7 +228,12 @@ def oracle(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         stack.enter_context(_prepared(scratch))
         peer, own = stack.enter_context(_both(registry, scratch))
         yield Oracle(_containerd(peer), _bulkhead(own), {c.name: c for c in cases.cases(scratch, registry)})
-    assert _left_by(str(peer.directory), str(own.directory), str(scratch)) == []
+    left: list[str] = []
+    # The last pod's shim has answered and may be on its way out.
+    deadline = time.monotonic() + 30
+    while (left := _left_by(str(peer.directory), str(own.directory), str(scratch))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
 
 
 @contextmanager
@@ -263,8 +269,14 @@ def _left_by(*directories: str) -> list[str]:
     """Return mounts and processes that still name one of the directories, and the pods' cgroups."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     processes = Host.look(directories[0]).processes | Host.look(directories[1]).processes
-    cgroups = [str(path) for parent in cases.CGROUP_PARENTS for path in Path("/sys/fs/cgroup").glob(f"**{parent}")]
+    cgroups = [str(path) for path in _parents()]
     return [line for line in mounts if any(name in line for name in directories)] + sorted(processes) + cgroups
+
+
+def _parents() -> list[Path]:
+    """Return the pods' parent groups that are there."""
+    names = {Path(parent).name: parent for parent in cases.CGROUP_PARENTS}
+    return [place for name, parent in names.items() for place in cgroups_named(name) if str(place).endswith(parent)]
 
 
 def _containerd(peer: Containerd) -> Runtime:
@@ -311,16 +323,15 @@ def _prepared(scratch: Path) -> Iterator[None]:
     (scratch / "cdi" / "oracle.json").write_text(json.dumps(CDI))
     disks = sorted(str(path) for path in Path("/dev").iterdir() if path.is_block_device() and not path.is_symlink())
     (scratch / "blockio.yaml").write_text(BLOCKIO.format(disk=disks[0]))
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(shared)], check=True, timeout=10)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(shared)], check=True, timeout=30)
     try:
-        subprocess.run(["mount", "--make-rshared", str(shared)], check=True, timeout=10)
+        subprocess.run(["mount", "--make-rshared", str(shared)], check=True, timeout=30)
         yield
     finally:
-        subprocess.run(["umount", str(shared)], check=True, timeout=10)
-        for parent in cases.CGROUP_PARENTS:
-            for place in Path("/sys/fs/cgroup").glob(f"**{parent}"):
-                with contextlib.suppress(OSError):
-                    place.rmdir()
+        subprocess.run(["umount", str(shared)], check=True, timeout=30)
+        for place in _parents():
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 NAMES = [case.name for case in cases.cases(Path("/nowhere"), "registry")]

@@ -18,6 +18,8 @@ MAY_LACK = (
     "container_fs_reads",
     "container_fs_writes",
 )
+#: What is not there at once.
+LATE = ("container_cpu_cfs_throttled_periods_total", "container_fs_usage_bytes")
 LIMITS = cri.LinuxContainerResources(
     cpu_period=100000,
     cpu_quota=20000,
@@ -42,17 +44,21 @@ def test_a_pod_has_every_metric(sandbox: Sandbox) -> None:
     linux = cri.LinuxContainerConfig(resources=LIMITS)
     container = pods.start(pod, config, "main", "while true; do :; done", linux=linux)
     pods.exec(container, "sh", "-c", "seq 1 10000 > /file; sync")
-    time.sleep(1.5)
-
     keys = {
         one.name: tuple(one.label_keys)
-        for one in pods.runtime.ListMetricDescriptors(cri.ListMetricDescriptorsRequest(), timeout=10).descriptors
+        for one in pods.runtime.ListMetricDescriptors(cri.ListMetricDescriptorsRequest(), timeout=30).descriptors
     }
-    answer = pods.runtime.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest(), timeout=10)
-    [found] = [one for one in answer.pod_metrics if one.pod_sandbox_id == pod]
-    [inside] = found.container_metrics
-    values = {metric.name: metric.value.value for metric in inside.metrics}
-    values |= {metric.name: metric.value.value for metric in found.metrics if metric.name not in values}
+    deadline = time.monotonic() + 60
+    while True:
+        answer = pods.runtime.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest(), timeout=30)
+        [found] = [one for one in answer.pod_metrics if one.pod_sandbox_id == pod]
+        [inside] = found.container_metrics
+        values = {metric.name: metric.value.value for metric in inside.metrics}
+        values |= {metric.name: metric.value.value for metric in found.metrics if metric.name not in values}
+        # The processor's limit is met after a while, and what the layer takes is measured now and then.
+        if all(values.get(name) for name in LATE) or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
 
     for metric in (*found.metrics, *inside.metrics):
         assert len(metric.label_values) == len(keys[metric.name]), metric.name
@@ -68,7 +74,7 @@ def test_a_pod_has_every_metric(sandbox: Sandbox) -> None:
     assert values["container_threads"] == 1
     assert values["container_fs_limit_bytes"] > values["container_fs_usage_bytes"] > 0
 
-    stream = pods.runtime.StreamPodSandboxMetrics(cri.StreamPodSandboxMetricsRequest(), timeout=10)
+    stream = pods.runtime.StreamPodSandboxMetrics(cri.StreamPodSandboxMetricsRequest(), timeout=30)
     streamed = [one.pod_sandbox_id for message in stream for one in message.pod_sandbox_metrics]
     assert streamed == [one.pod_sandbox_id for one in answer.pod_metrics]
     pods.remove(pod)

@@ -148,8 +148,8 @@ def test_explained(node: Service, provider: Provider, private: str) -> None:
     """Asked for reasons, image-svc names host, rule and where the password comes from, and keeps it to itself."""
     stub = images_pb2_grpc.ManagementStub(node.channel)
     request = images_pb2.ExplainRequest(image=f"{private}/team/app:1", offline=True)
-    planned = stub.Explain(request, timeout=10, wait_for_ready=True)
-    found = stub.Explain(images_pb2.ExplainRequest(image=request.image), timeout=30)
+    planned = stub.Explain(request, timeout=30, wait_for_ready=True)
+    found = stub.Explain(images_pb2.ExplainRequest(image=request.image), timeout=60)
 
     (plan,), (host,) = planned.hosts, found.hosts
     assert plan.credentials == host.credentials == "credential provider test-provider"

@@ -57,7 +57,7 @@ def fetched(address: str, path: str) -> bytes:
     request = urllib.request.Request(
         f"http://{address}/v2/{path}", headers={"Accept": f"{MEDIA['oci']['manifest']}, */*"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=30) as answer:
         return bytes(answer.read())
 
 

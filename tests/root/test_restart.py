@@ -50,9 +50,13 @@ def test_kill_and_restart(stack: Stack, registry: str, tmp_path: Path, service: 
     ended = pods.wait_exited(dying)
     assert (ended.exit_code, ended.reason) == (42, "Error")
     ready = cri.PodSandboxFilter(id=pod, state=cri.PodSandboxStateValue(state=cri.SANDBOX_READY))
-    (listed,) = pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(filter=ready), timeout=10).items
+    (listed,) = pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(filter=ready), timeout=30).items
     assert listed.metadata.name == f"kill-{service}"
     assert pods.exec(counter, "echo", "alive").stdout == b"alive\n"
+    deadline = time.monotonic() + 60
+    while (tmp_path / "counter.log").read_text().count("\n") <= 50:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     pods.stop(counter)
     lines = log_lines(tmp_path / "counter.log")
     assert lines == [f"line {i}" for i in range(len(lines))]

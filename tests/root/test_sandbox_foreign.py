@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
+from support.nri import eventually
 from support.pods import Pods
 from support.sandbox import Sandbox
 
@@ -50,7 +51,7 @@ def await_stock_shims(sandbox: Sandbox, count: int) -> list[int]:
 
     A child that a shim has forked has the shim's command line until it becomes the runtime.
     """
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while len(found := stock_shims(sandbox)) != count:
         assert time.monotonic() < deadline, found
         time.sleep(0.02)
@@ -75,7 +76,7 @@ def test_a_pod_lives_and_dies(sandbox: Sandbox, pods: Pods) -> None:
     pod = pods.run(config)
     container = pods.start(pod, config, "app", "echo hello; exec sleep 1000")
     assert pods.exec(container, "sh", "-c", "echo out; exit 6").exit_code == 6
-    assert "stdout F hello" in (sandbox.directory / "logs/app.log").read_text()
+    eventually(lambda: "stdout F hello" in (sandbox.directory / "logs/app.log").read_text())
     limits = cri.LinuxContainerResources(memory_limit_in_bytes=16 << 20, memory_swap_limit_in_bytes=16 << 20)
     linux = cri.LinuxContainerConfig(resources=limits)
     ended = pods.wait_exited(pods.start(pod, config, "oom", "exec tail /dev/zero", linux=linux))
@@ -101,14 +102,15 @@ def test_a_dead_keeper_is_replaced(sandbox: Sandbox, pods: Pods, away: bool) -> 
     if away:
         sandbox.start()
         pods = sandbox.pods("stock")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while sandbox.shims() in ([], [keeper]):
         assert time.monotonic() < deadline, sandbox.log[-3000:]
         time.sleep(0.02)
     assert pods.status(container).state == cri.CONTAINER_RUNNING
-    pods.exec(container, "touch", "/tmp/go")
-    assert pods.wait_exited(container, 10).exit_code == 8
     log = sandbox.directory / "logs/kept.log"
+    eventually(lambda: log.read_text().count("\n") > 10)
+    pods.exec(container, "touch", "/tmp/go")
+    assert pods.wait_exited(container).exit_code == 8
     lines = [line.split(" ", 3)[3] for line in log.read_text().splitlines()]
     assert lines == [str(n) for n in range(len(lines))]
     assert len(lines) > 10
@@ -129,13 +131,16 @@ def test_a_dead_foreign_shim_ends_its_pod(sandbox: Sandbox, pods: Pods, away: bo
     if away:
         sandbox.start()
         pods = sandbox.pods("stock")
-    ended = pods.wait_exited(container, 20)
+    ended = pods.wait_exited(container)
     assert (ended.exit_code, ended.reason) == (137, "Error")
-    listed = pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=5).items
-    assert [(p.id, p.state) for p in listed] == [(pod, cri.SANDBOX_NOTREADY)]
+
+    def listed() -> list[tuple[str, int]]:
+        items = pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=30).items
+        return [(item.id, item.state) for item in items]
+
+    eventually(lambda: listed() == [(pod, cri.SANDBOX_NOTREADY)])
     pods.remove(pod)
-    processes = subprocess.run(["pgrep", "-f", "^sleep 171717$"], capture_output=True, text=True, check=False).stdout
-    assert processes == ""
+    eventually(lambda: not subprocess.run(["pgrep", "-f", "^sleep 171717$"], capture_output=True, timeout=30).stdout)
 
 
 def test_a_shim_that_is_not_there_is_named(sandbox: Sandbox) -> None:
@@ -164,7 +169,7 @@ def test_a_foreign_shim_finds_the_network_complete(tmp_path: Path) -> None:
         (plugins / "bridge").chmod(0o755)
         pods = running.pods("stock")
         pod = pods.run(pods.config("early"))
-        assert len(stock_shims(running)) == 1
+        await_stock_shims(running, 1)
         pods.remove(pod)
         running.remove_all()
         await_stock_shims(running, 0)

@@ -13,6 +13,7 @@ import pytest
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from support.fake_images import BUSYBOX, PAUSE
 from support.leaks import Host
+from support.nri import eventually
 from support.pods import Pods
 from support.sandbox import Sandbox
 
@@ -59,7 +60,7 @@ def test_a_pod_comes_and_goes_without_a_trace(sandbox: Sandbox, pods: Pods) -> N
     before = Host.look(mark)
     config = pods.config("trace")
     pod = pods.run(config)
-    status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True), timeout=5)
+    status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True), timeout=30)
     assert status.status.state == cri.SANDBOX_READY
     assert status.status.network.ip.startswith("10.91.")
     assert len(status.status.network.additional_ips) == 1
@@ -71,11 +72,15 @@ def test_a_pod_comes_and_goes_without_a_trace(sandbox: Sandbox, pods: Pods) -> N
     pods.remove(pod)
     sandbox.remove_all()
     assert sandbox.remains() == []
-    left = before.left_by(Host.look(mark))
-    # Other stacks of the machine may come and go meanwhile: what is ours carries an id or the scratch directory.
-    ours = [item for items in left.values() for item in items if any(m in item for m in (mark, pod, container))]
-    assert ours == []
-    assert left.get("links", []) == left.get("rules", []) == []
+
+    def left() -> list[str]:
+        found = before.left_by(Host.look(mark))
+        # Other stacks of the machine may come and go meanwhile: what is ours carries an id or the scratch directory.
+        ours = [item for items in found.values() for item in items if any(m in item for m in (mark, pod, container))]
+        return [*ours, *found.get("links", []), *found.get("rules", [])]
+
+    # The shim has taken its files away and is on its way out.
+    eventually(lambda: left() == [], 20)
 
 
 def test_what_a_container_sees(sandbox: Sandbox, pods: Pods, tmp_path: Path) -> None:
@@ -110,7 +115,9 @@ def test_what_a_container_sees(sandbox: Sandbox, pods: Pods, tmp_path: Path) -> 
     assert (status.user.linux.uid, list(status.user.linux.supplemental_groups)) == (33, [33, 5000])
     assert status.image_id.startswith("sha256:")
     assert status.image_ref.startswith("example.test/busybox@sha256:")
-    lines = (sandbox.directory / "logs" / "app.log").read_text().splitlines()
+    log = sandbox.directory / "logs" / "app.log"
+    eventually(lambda: log.read_text().count("\n") == 2)
+    lines = log.read_text().splitlines()
     assert sorted(line.split(" ", 1)[1] for line in lines) == ["stderr F err", "stdout F out"]
     pods.remove(pod)
 
@@ -121,7 +128,7 @@ def test_pods_on_the_nodes_namespaces(sandbox: Sandbox, pods: Pods) -> None:
     linux = cri.LinuxPodSandboxConfig(security_context=cri.LinuxSandboxSecurityContext(namespace_options=options))
     config = pods.config("node", linux=linux)
     pod = pods.run(config)
-    status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod), timeout=5).status
+    status = pods.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod), timeout=30).status
     assert status.network.ip == ""
     context = cri.LinuxContainerSecurityContext(namespace_options=options)
     container = pods.start(pod, config, "app", "sleep 1000", linux=cri.LinuxContainerConfig(security_context=context))
@@ -190,9 +197,9 @@ def test_a_container_that_cannot_start_says_why(sandbox: Sandbox, pods: Pods) ->
         metadata=cri.ContainerMetadata(name="app"), image=cri.ImageSpec(image=BUSYBOX), command=["/does/not/exist"]
     )
     request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=broken, sandbox_config=config)
-    container = pods.runtime.CreateContainer(request, timeout=20).container_id
+    container = pods.runtime.CreateContainer(request, timeout=60).container_id
     with pytest.raises(grpc.RpcError) as caught:
-        pods.runtime.StartContainer(cri.StartContainerRequest(container_id=container), timeout=20)
+        pods.runtime.StartContainer(cri.StartContainerRequest(container_id=container), timeout=60)
     assert "/does/not/exist" in details(caught)
     status = pods.status(container)
     assert (status.state, status.exit_code, status.reason) == (cri.CONTAINER_EXITED, 128, "StartError")
@@ -205,18 +212,19 @@ def test_a_second_stop_shortens_the_first(sandbox: Sandbox, pods: Pods) -> None:
     config = pods.config("stubborn")
     pod = pods.run(config)
     container = pods.start(pod, config, "app", "trap '' TERM; echo ready; while true; do sleep 0.1; done")
-    time.sleep(0.3)
+    eventually(lambda: "ready" in (sandbox.directory / "logs" / "app.log").read_text())
     began = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
         patient = pool.submit(pods.stop, container, 60)
         time.sleep(0.3)
-        pool.submit(pods.stop, container, 1).result(20)
-        patient.result(20)
-    assert 1.0 < time.monotonic() - began < 10
+        pool.submit(pods.stop, container, 1).result(60)
+        patient.result(60)
+    assert 1.0 < time.monotonic() - began < 40
     assert pods.status(container).exit_code == 137
     pods.stop(container, 5)
     pods.stop("f" * 64)
     pods.remove(pod)
+    (sandbox.directory / "logs" / "app.log").unlink()
 
 
 def test_the_stop_signal_is_heeded(sandbox: Sandbox, pods: Pods) -> None:
@@ -230,12 +238,14 @@ def test_the_stop_signal_is_heeded(sandbox: Sandbox, pods: Pods) -> None:
         "trap 'exit 9' USR1; echo ready; while true; do sleep 0.05; done",
         stop_signal=cri.SIGNAL_SIGUSR1,
     )
-    time.sleep(0.3)
+    # A signal that comes before the trap is set is one that the first process of a namespace does not get.
+    eventually(lambda: "ready" in (sandbox.directory / "logs" / "app.log").read_text())
     began = time.monotonic()
-    pods.stop(container, 30)
-    assert time.monotonic() - began < 5
+    pods.stop(container, 60)
+    assert time.monotonic() - began < 40
     assert pods.status(container).exit_code == 9
     pods.remove(pod)
+    (sandbox.directory / "logs" / "app.log").unlink()
 
 
 def test_exec_sync_limits(sandbox: Sandbox, pods: Pods) -> None:
@@ -248,14 +258,14 @@ def test_exec_sync_limits(sandbox: Sandbox, pods: Pods) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         pods.exec(container, "sleep", "777", timeout=1)
     assert code(caught) is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "sleep 777" not in output(pods, container, "ps")
+    eventually(lambda: "sleep 777" not in output(pods, container, "ps"))
     answer = pods.exec(container, "sh", "-c", "head -c 300000 /dev/zero; head -c 70000 /dev/zero >&2")
     assert (len(answer.stdout), len(answer.stderr)) == (300_000, 70_000)
     answer = pods.exec(container, "sh", "-c", "head -c 30000000 /dev/zero")
     assert 15 << 20 < len(answer.stdout) < 16 << 20
     began = time.monotonic()
     assert pods.exec(container, "sh", "-c", "sleep 1000 & echo done").stdout == b"done\n"
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 28
     for command in ([], [""]):
         with pytest.raises(grpc.RpcError) as caught:
             pods.exec(container, *command)
@@ -269,15 +279,14 @@ def test_a_log_is_reopened_after_its_rotation(sandbox: Sandbox, pods: Pods) -> N
     pod = pods.run(config)
     container = pods.start(pod, config, "rot", "while true; do echo tick; sleep 0.05; done")
     log = sandbox.directory / "logs" / "rot.log"
-    time.sleep(0.2)
+    eventually(lambda: "tick" in log.read_text())
     log.rename(log.with_suffix(".1"))
-    pods.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=5)
-    time.sleep(0.3)
-    assert "stdout F tick" in log.read_text()
+    pods.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=30)
+    eventually(lambda: log.exists() and "stdout F tick" in log.read_text())
     pods.stop(container)
     log.unlink()
     with pytest.raises(grpc.RpcError) as caught:
-        pods.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=5)
+        pods.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=30)
     assert code(caught) is grpc.StatusCode.FAILED_PRECONDITION
     assert not log.exists()
     pods.remove(pod)
@@ -287,7 +296,7 @@ def test_a_retry_joins_the_running_creation(sandbox: Sandbox, pods: Pods) -> Non
     """Two calls with one metadata make one pod, also when the first caller has given up."""
     config = pods.config("joined")
     release = threading.Event()
-    sandbox.images.before_prepare = lambda key: release.wait(20)
+    sandbox.images.before_prepare = lambda key: release.wait(60)
     try:
         request = cri.RunPodSandboxRequest(config=config)
         with pytest.raises(grpc.RpcError) as caught:
@@ -297,13 +306,13 @@ def test_a_retry_joins_the_running_creation(sandbox: Sandbox, pods: Pods) -> Non
             calls = [pool.submit(pods.run, config) for _ in range(3)]
             time.sleep(0.3)
             release.set()
-            assert len({call.result(30) for call in calls}) == 1
+            assert len({call.result(60) for call in calls}) == 1
     finally:
         release.set()
         sandbox.images.before_prepare = None
     pod = pods.run(config)
-    assert [p.id for p in pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=5).items] == [pod]
-    pods.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=30)
+    assert [p.id for p in pods.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=30).items] == [pod]
+    pods.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=60)
     with pytest.raises(grpc.RpcError) as caught:
         pods.run(config)
     assert code(caught) is grpc.StatusCode.ALREADY_EXISTS
@@ -319,8 +328,8 @@ def test_a_container_is_created_once_for_one_metadata(sandbox: Sandbox, pods: Po
     with pytest.raises(grpc.RpcError) as caught:
         pods.create(pod, config, "app", "false")
     assert code(caught) is grpc.StatusCode.ALREADY_EXISTS
-    pods.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=first), timeout=10)
-    pods.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=first), timeout=10)
+    pods.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=first), timeout=30)
+    pods.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=first), timeout=30)
     assert pods.create(pod, config, "app", "false") != first
     pods.remove(pod)
 
@@ -365,7 +374,7 @@ def test_a_pod_stops_without_configuration_and_namespace(sandbox: Sandbox, pods:
             subprocess.run(["umount", "-l", pin], check=True)
         assert not sandbox_ready(pods)
         for _ in range(2):
-            pods.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=30)
+            pods.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=60)
         assert list(leases.glob("10.*")) == []
     finally:
         conf.write_text(text)
@@ -373,7 +382,7 @@ def test_a_pod_stops_without_configuration_and_namespace(sandbox: Sandbox, pods:
 
 
 def sandbox_ready(pods: Pods) -> bool:
-    conditions = pods.runtime.Status(cri.StatusRequest(), timeout=5).status.conditions
+    conditions = pods.runtime.Status(cri.StatusRequest(), timeout=30).status.conditions
     return all(condition.status for condition in conditions)
 
 
@@ -385,15 +394,15 @@ def test_lists_are_filtered(sandbox: Sandbox, pods: Pods) -> None:
 
     def listed(**fields: object) -> list[str]:
         request = cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(**fields))  # type: ignore[arg-type] # test
-        return [item.id for item in pods.runtime.ListPodSandbox(request, timeout=5).items]
+        return [item.id for item in pods.runtime.ListPodSandbox(request, timeout=30).items]
 
     assert listed() == [first, second]
     assert listed(label_selector={"n": "2"}) == [second]
     assert listed(id=first[:10]) == [first]
-    pods.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=second), timeout=30)
+    pods.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=second), timeout=60)
     assert listed(state=cri.PodSandboxStateValue(state=cri.SANDBOX_READY)) == [first]
     chosen = cri.ContainerFilter(pod_sandbox_id=first, label_selector={"c": "1"})
-    found = pods.runtime.ListContainers(cri.ListContainersRequest(filter=chosen), timeout=5).containers
+    found = pods.runtime.ListContainers(cri.ListContainersRequest(filter=chosen), timeout=30).containers
     assert [item.id for item in found] == [container]
     assert found[0].image_ref.startswith("sha256:")
     assert found[0].image.image == BUSYBOX
@@ -403,14 +412,14 @@ def test_lists_are_filtered(sandbox: Sandbox, pods: Pods) -> None:
 
 def test_status_says_why_the_network_is_not_ready(sandbox: Sandbox, pods: Pods) -> None:
     """The condition carries a reason and a message; the handlers have the entry with the empty name."""
-    status = pods.runtime.Status(cri.StatusRequest(verbose=True), timeout=5)
+    status = pods.runtime.Status(cri.StatusRequest(verbose=True), timeout=30)
     assert {handler.name for handler in status.runtime_handlers} == {"", "runc", "crun"}
     assert "config" in status.info
     conf = sandbox.directory / "cni" / "10-test.conflist"
     text = conf.read_text()
     conf.write_text("{")
     try:
-        status = pods.runtime.Status(cri.StatusRequest(), timeout=5)
+        status = pods.runtime.Status(cri.StatusRequest(), timeout=30)
         (network,) = [c for c in status.status.conditions if c.type == "NetworkReady"]
         assert not network.status
         assert "10-test.conflist" in network.message
@@ -423,7 +432,7 @@ def test_rpcs_that_are_not_built_say_so(sandbox: Sandbox) -> None:
     """UNIMPLEMENTED with the RPC's name."""
     stub = sandbox.stub()
     with pytest.raises(grpc.RpcError) as caught:
-        stub.CheckpointPod(cri.CheckpointPodRequest(), timeout=5)
+        stub.CheckpointPod(cri.CheckpointPodRequest(), timeout=30)
     assert code(caught) is grpc.StatusCode.UNIMPLEMENTED
     assert details(caught) == "CheckpointPod is not implemented"
 
@@ -442,18 +451,18 @@ def test_limits_change_in_place(sandbox: Sandbox, pods: Pods) -> None:
             cri.UpdateContainerResourcesRequest(
                 container_id=container, linux=cri.LinuxContainerResources(memory_limit_in_bytes=128 << 20)
             ),
-            timeout=20,
+            timeout=60,
         )
         assert pods.status(container).resources.linux.memory_limit_in_bytes == 128 << 20
         assert pods.status(container).resources.linux.cpu_shares == 512
-    pods.runtime.StartContainer(cri.StartContainerRequest(container_id=waiting), timeout=20)
+    pods.runtime.StartContainer(cri.StartContainerRequest(container_id=waiting), timeout=60)
     for container in (running, waiting):
-        stats = pods.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=container), timeout=5).stats
+        stats = pods.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=container), timeout=30).stats
         used = stats.memory.working_set_bytes.value
         assert 127 << 20 < used + stats.memory.available_bytes.value <= 128 << 20
     pods.stop(running)
     with pytest.raises(grpc.RpcError) as caught:
-        pods.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=running), timeout=5)
+        pods.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=running), timeout=30)
     assert code(caught) is grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -464,14 +473,16 @@ def test_streamed_lists_equal_the_plain_ones(sandbox: Sandbox, pods: Pods) -> No
     pods.start(pod, config, "app", "sleep 1000")
     runtime = pods.runtime
     streamed = [
-        p for m in runtime.StreamPodSandboxes(cri.StreamPodSandboxesRequest(), timeout=5) for p in m.pod_sandboxes
+        p for m in runtime.StreamPodSandboxes(cri.StreamPodSandboxesRequest(), timeout=30) for p in m.pod_sandboxes
     ]
-    assert streamed == list(runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=5).items)
-    containers = [c for m in runtime.StreamContainers(cri.StreamContainersRequest(), timeout=5) for c in m.containers]
-    assert containers == list(runtime.ListContainers(cri.ListContainersRequest(), timeout=5).containers)
+    assert streamed == list(runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=30).items)
+    containers = [c for m in runtime.StreamContainers(cri.StreamContainersRequest(), timeout=30) for c in m.containers]
+    assert containers == list(runtime.ListContainers(cri.ListContainersRequest(), timeout=30).containers)
     usage = [
-        s for m in runtime.StreamContainerStats(cri.StreamContainerStatsRequest(), timeout=5) for s in m.container_stats
+        s
+        for m in runtime.StreamContainerStats(cri.StreamContainerStatsRequest(), timeout=30)
+        for s in m.container_stats
     ]
     assert [s.attributes.id for s in usage] == [c.id for c in containers]
-    of_pods = runtime.StreamPodSandboxStats(cri.StreamPodSandboxStatsRequest(), timeout=5)
+    of_pods = runtime.StreamPodSandboxStats(cri.StreamPodSandboxStatsRequest(), timeout=30)
     assert [s.attributes.id for m in of_pods for s in m.pod_sandbox_stats] == [pod]

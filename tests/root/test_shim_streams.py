@@ -4,6 +4,7 @@ import itertools
 import os
 import socket
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ def test_exec_with_a_terminal(pod: Pod) -> None:
     while b"25 81" not in seen:
         seen += os.read(fds["tty"], 1000)
     session.sock.send(b'{"resize": {"width": 132, "height": 43}}')
-    time.sleep(0.2)
+    until(lambda: termios.tcgetwinsize(fds["tty"]) == (43, 132))
     os.write(fds["tty"], b"go\n")
     assert session.receive() == {"exit": {"code": 6, "message": ""}}
 
@@ -221,10 +222,10 @@ def serve(netns: Path | None, family: socket.AddressFamily, host: str) -> tuple[
 @pytest.fixture
 def netns() -> Iterator[Path]:
     name = f"bhshim-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True, timeout=10)
-    subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True, timeout=10)
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=30)
+    subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True, timeout=30)
     yield Path("/run/netns", name)
-    subprocess.run(["ip", "netns", "del", name], check=True, timeout=10)
+    subprocess.run(["ip", "netns", "del", name], check=True, timeout=30)
 
 
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])

@@ -130,7 +130,7 @@ def pull(stack: Stack, image: str, handler: str = "") -> str:
 def present(stack: Stack, image: str, handler: str = "") -> bool:
     """Tell whether an image is here for a runtime handler."""
     spec = cri.ImageSpec(image=image, runtime_handler=handler)
-    return bool(images(stack).ImageStatus(cri.ImageStatusRequest(image=spec), timeout=10).HasField("image"))
+    return bool(images(stack).ImageStatus(cri.ImageStatusRequest(image=spec), timeout=30).HasField("image"))
 
 
 def run(stack: Stack, image: str, handler: str, command: str, logs: Path, **fields: Any) -> tuple[int, str]:
@@ -149,17 +149,17 @@ def run(stack: Stack, image: str, handler: str, command: str, logs: Path, **fiel
 
 def remove(stack: Stack, image: str) -> None:
     """Remove an image."""
-    images(stack).RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=image)), timeout=30)
+    images(stack).RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=image)), timeout=60)
 
 
 def kept(snapshotter: Stargz) -> set[str]:
     """Return the names and keys of everything in the snapshotter."""
     with rpc.channel(str(snapshotter.socket)) as own:
-        found = SnapshotsStub(own).List(snapshots_pb2.ListSnapshotsRequest(), timeout=10)
+        found = SnapshotsStub(own).List(snapshots_pb2.ListSnapshotsRequest(), timeout=30)
         return {info.name for part in found for info in part.info}
 
 
-def wait(true: Callable[[], bool], seconds: float = 20) -> None:
+def wait(true: Callable[[], bool], seconds: float = 60) -> None:
     """Wait until something holds."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -246,7 +246,7 @@ def test_an_ordinary_image(
     assert "none" in lines(seen[1])
     assert lines(seen[1]).count("here") == 1
     assert not any("gone" in line for line in lines(seen[1]))
-    usage = images(stack).ImageFsInfo(cri.ImageFsInfoRequest(), timeout=10).image_filesystems
+    usage = images(stack).ImageFsInfo(cri.ImageFsInfoRequest(), timeout=30).image_filesystems
     used = {each.fs_id.mountpoint: each.used_bytes.value for each in usage}
     theirs = plain if handler == "plain-runc" else snapshotter
     assert all(used[place] > 100_000 for place in (str(stack.directory / "root/io.bulkhead"), str(theirs.root)))
@@ -323,7 +323,7 @@ def test_an_encrypted_image(stack: Stack, registry: str, tmp_path: Path) -> None
         pull(stack, image, "lazy-runc")
 
     (tmp_path / "node.pem").rename(key)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             pull(stack, image, "lazy-runc")
@@ -356,7 +356,7 @@ def test_by_hand(stack: Stack, lazy: tuple[str, list[str]], tmp_path: Path) -> N
 
     own = blob(stack, blobs[-1])  # other tests' images have the layers below
     remove(stack, image)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while own.exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -428,13 +428,13 @@ def test_nothing_is_left(stack: Stack, snapshotter: Stargz, plain: Stargz, regis
     """What an earlier process was unpacking, and every layer, goes with the last image that needs it."""
     with rpc.channel(str(snapshotter.socket)) as own:
         leftover = snapshots_pb2.PrepareSnapshotRequest(key="extract-0123456789ab-1 sha256:" + "0" * 64)
-        SnapshotsStub(own).Prepare(leftover, timeout=10)
+        SnapshotsStub(own).Prepare(leftover, timeout=30)
     image_svc = stack.kill("image-svc")
     stack.wait_restarted("image-svc", image_svc)
     assert run(stack, f"{registry}/busybox:3", "runc", "true", tmp_path)[0] == 0
     assert kept(snapshotter)
 
-    for image in images(stack).ListImages(cri.ListImagesRequest(), timeout=10).images:
+    for image in images(stack).ListImages(cri.ListImagesRequest(), timeout=30).images:
         remove(stack, image.id)
 
     for each in (snapshotter, plain):

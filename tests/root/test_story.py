@@ -48,7 +48,7 @@ def container_config(registry: str, command: str, **more: object) -> dict[str, o
     }
 
 
-def read_until(fd: int, wanted: bytes, seconds: float = 15) -> bytes:
+def read_until(fd: int, wanted: bytes, seconds: float = 60) -> bytes:
     seen, deadline = b"", time.monotonic() + seconds
     while wanted not in seen and time.monotonic() < deadline:
         if select.select([fd], [], [], 0.2)[0]:
@@ -94,7 +94,7 @@ def test_story(stack: Stack, crictl: Crictl, registry: str, tmp_path: Path) -> N
     os.write(master, b"tty; echo a$((40+2))b\n")
     assert b"a42b" in read_until(master, b"a42b")
     os.write(master, b"exit 3\n")
-    assert terminal.wait(20) != 0
+    assert terminal.wait(60) != 0
     os.close(master)
 
     with crictl.spawn("attach", "-i", container) as attached:
@@ -108,7 +108,7 @@ def test_story(stack: Stack, crictl: Crictl, registry: str, tmp_path: Path) -> N
     with crictl.spawn("port-forward", pod, f"{local}:8080") as forward:
         assert forward.stdout is not None
         assert b"Forwarding from" in read_until(forward.stdout.fileno(), b"Forwarding from 127")
-        with socket.create_connection(("127.0.0.1", local), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", local), timeout=30) as connection:
             assert connection.recv(100) == b"hello\n"
 
     (stats,) = crictl.json("stats", container)["stats"]
@@ -131,7 +131,7 @@ def test_metrics_of_all_five(stack: Stack) -> None:
     """Every service answers /metrics, /healthz and /readyz on its loopback port."""
     for service, port in stack.ports.items():
         for path in ("/metrics", "/healthz", "/readyz"):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
             connection.request("GET", path)
             answer = connection.getresponse()
             body = answer.read()

@@ -1,7 +1,9 @@
 """client-go's own clients (those of kubectl, crictl and the kubelet) against stream-svc and a fake shim."""
 
 import contextlib
+import os
 import re
+import select
 import socket
 import subprocess
 import threading
@@ -39,12 +41,12 @@ def shim(tmp_path: Path) -> Iterator[FakeShim]:
 @pytest.fixture
 def url(tmp_path: Path, shim: FakeShim) -> Iterator[str]:
     """Base URL of a running server."""
-    server = RunningServer(tmp_path, Limits(idle=60, drain=1))
+    server = RunningServer(tmp_path, Limits(idle=120, drain=20))
     yield f"http://127.0.0.1:{server.port}"
     server.close()
 
 
-def run(client: str, *arguments: str, input: bytes | None = None, timeout: float = 30) -> tuple[int, bytes, bytes]:
+def run(client: str, *arguments: str, input: bytes | None = None, timeout: float = 90) -> tuple[int, bytes, bytes]:
     """Run the client to its end; returns its code, stdout and stderr."""
     done = subprocess.run([client, *arguments], input=input, capture_output=True, timeout=timeout, check=False)
     return done.returncode, done.stdout, done.stderr
@@ -100,9 +102,9 @@ def test_every_websocket_protocol_version(client: str, shim: FakeShim, url: str,
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_terminal_has_the_first_size_and_follows(client: str, shim: FakeShim, url: str, transport: str) -> None:
     """A program sees the first size at its start and later ones as they come."""
-    script = "stty size; trap 'stty size; exit 0' WINCH; while :; do sleep 0.05; done"
+    script = "trap 'stty size; exit 0' WINCH; stty size; while :; do sleep 0.05; done"
     token = shim.exec(in_terminal(script), tty=True)
-    arguments = [f"-transport={transport}", "-tty", "-sizes=80x24,100x30", "-pause=700ms"]
+    arguments = [f"-transport={transport}", "-tty", "-sizes=80x24,100x30", "-await=24 80"]
 
     code, out, err = run(client, "exec", f"-url={url}/exec/{token}", *arguments)
 
@@ -177,9 +179,9 @@ def test_a_killed_client_kills_the_process(client: str, shim: FakeShim, url: str
     wait_for(lambda: bool(shim.processes))
 
     running.kill()
-    running.wait(5)
+    running.wait(30)
 
-    assert shim.processes[0].gone.wait(5)
+    assert shim.processes[0].gone.wait(30)
 
 
 def test_a_ticket_works_once(client: str, shim: FakeShim, url: str) -> None:
@@ -205,11 +207,11 @@ def forwarding(client: str, url: str, port: int) -> Iterator[int]:
     assert running.stdout
     try:
         match = re.search(rb"127.0.0.1:(\d+)", running.stdout.readline())
-        assert match, running.communicate(timeout=5)
+        assert match, running.communicate(timeout=30)
         yield int(match[1])
     finally:
         running.stdin.close()
-        running.wait(5)
+        running.wait(30)
         running.stdout.close()
         assert running.stderr
         running.stderr.close()
@@ -236,7 +238,7 @@ def pod_server(serve: Callable[[socket.socket], None]) -> Iterator[int]:
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
     for thread in [accepting, *threads]:
-        thread.join(5)
+        thread.join(30)
 
 
 def echo_after_end(connection: socket.socket) -> None:
@@ -250,7 +252,7 @@ def echo_after_end(connection: socket.socket) -> None:
 
 def converse(port: int, data: bytes) -> bytes:
     """Send, half-close, return the answer."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
 
         def send() -> None:
             sock.sendall(data)
@@ -261,7 +263,7 @@ def converse(port: int, data: bytes) -> bytes:
         received = bytearray()
         while piece := sock.recv(65536):
             received += piece
-        sender.join(5)
+        sender.join(30)
         return bytes(received)
 
 
@@ -279,7 +281,7 @@ def test_port_forward(client: str, shim: FakeShim, url: str, transport: str) -> 
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(20)
+                thread.join(60)
 
             assert sorted(results) == [b"%d" % n * 100_000 for n in range(8)]
     assert shim.connects == [pod] * 8
@@ -299,7 +301,7 @@ def test_port_forward_of_a_pod_that_speaks_first_and_closes(
         token = shim.port_forward(pod)
         with forwarding(client, f"-url={url}/portforward/{token} -transport={transport}", pod) as local:
             for _ in range(3):
-                with socket.create_connection(("127.0.0.1", local), timeout=10) as sock:
+                with socket.create_connection(("127.0.0.1", local), timeout=30) as sock:
                     received = bytearray()
                     while piece := sock.recv(100):
                         received += piece
@@ -322,14 +324,19 @@ def test_port_forward_to_a_port_that_nobody_listens_on(client: str, shim: FakeSh
     match = re.search(rb"127.0.0.1:(\d+)", running.stdout.readline())
     assert match
 
-    with socket.create_connection(("127.0.0.1", int(match[1])), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", int(match[1])), timeout=30) as sock:
         assert sock.recv(100) == b""
 
-    _, err = running.communicate(timeout=10)
+    # It is told beside the end of the connection, and no more once the client is told to end.
+    err, deadline = b"", time.monotonic() + 30
+    assert running.stderr
+    while b"Connection refused" not in err and select.select([running.stderr], [], [], deadline - time.monotonic())[0]:
+        err += os.read(running.stderr.fileno(), 65536)
+    running.communicate(timeout=30)
     assert b"Connection refused" in err
 
 
-def wait_for(condition: Callable[[], bool], timeout: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], timeout: float = 60) -> None:
     """Wait until the condition holds."""
     limit = time.monotonic() + timeout
     while not condition():

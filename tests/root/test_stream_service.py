@@ -41,18 +41,18 @@ class Service:
         with rpc.channel(str(paths.service_socket(self.state, "stream-svc"))) as channel:
             stub = streams_pb2_grpc.StreamsStub(channel)
             request = streams_pb2.AddressRequest()
-            return str(rpc.call(stub.Address, request, service="stream-svc", timeout=15).base_url)
+            return str(rpc.call(stub.Address, request, service="stream-svc", timeout=60).base_url)
 
     def sessions(self) -> list[streams_pb2.Session]:
         """Ask for the open sessions."""
         with rpc.channel(str(paths.service_socket(self.state, "stream-svc"))) as channel:
             stub = streams_pb2_grpc.StreamsStub(channel)
             request = streams_pb2.SessionsRequest()
-            return list(rpc.call(stub.Sessions, request, service="stream-svc", timeout=5).sessions)
+            return list(rpc.call(stub.Sessions, request, service="stream-svc", timeout=30).sessions)
 
     def get(self, path: str) -> str:
         """Ask the metrics face."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}{path}", timeout=30) as answer:
             return str(answer.read().decode())
 
     def port(self) -> int:
@@ -62,7 +62,7 @@ class Service:
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(10)
+        return self.process.wait(30)
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def started(directory: Path, streaming: str = "") -> Iterator[Service]:
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(10)
+        process.wait(30)
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_session_from_start_to_stop(directory: Path, shim: FakeShim) -> None:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", service.address())
         assert service.get("/healthz") == "ok\n"
         assert service.get("/readyz") == "ok\n"
-        token = shim.exec(lambda p: p.write(b"up") or int(p.gone.wait(20)))
+        token = shim.exec(lambda p: p.write(b"up") or int(p.gone.wait(60)))
         with SpdyClient(service.port(), f"/exec/{token}") as client:
             streams = [client.open(streamtype=name) for name in ("error", "stdout", "stderr")]
             client.until(lambda: client.streams[streams[1]].data)
@@ -129,8 +129,8 @@ def test_a_session_from_start_to_stop(directory: Path, shim: FakeShim) -> None:
             service.process.send_signal(signal.SIGTERM)
 
             assert b"stopping" in client.finished(streams[0])
-        assert service.process.wait(10) == 0
-        assert shim.processes[0].gone.wait(3)
+        assert service.process.wait(30) == 0
+        assert shim.processes[0].gone.wait(30)
 
 
 def test_a_kill_reaches_the_processes(directory: Path, shim: FakeShim) -> None:
@@ -138,12 +138,12 @@ def test_a_kill_reaches_the_processes(directory: Path, shim: FakeShim) -> None:
     waiting = shim.exec(lambda p: p.write(b"later"))
     with started(directory) as service:
         port = service.port()
-        token = shim.exec(lambda p: p.write(b"up") or int(p.gone.wait(20)))
+        token = shim.exec(lambda p: p.write(b"up") or int(p.gone.wait(60)))
         with SpdyClient(port, f"/exec/{token}") as client:
             streams = [client.open(streamtype=name) for name in ("error", "stdout", "stderr")]
             client.until(lambda: client.streams[streams[1]].data)
             service.end(signal.SIGKILL)
-            assert shim.processes[0].gone.wait(3)
+            assert shim.processes[0].gone.wait(30)
     with started(directory) as service:
         assert service.port() == port
         with SpdyClient(port, f"/exec/{waiting}") as client:
@@ -167,7 +167,7 @@ def test_a_port_in_use(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with started(directory, f'stream_server_port = "{port}"') as service:
-            assert service.process.wait(15) == 1
+            assert service.process.wait(60) == 1
 
 
 def test_idle_memory_is_small(directory: Path, shim: FakeShim) -> None:

@@ -64,7 +64,7 @@ def exec_url(pods: Pods, container: str, *command: str, stdin: bool = False, tty
     request = cri.ExecRequest(
         container_id=container, cmd=list(command), stdin=stdin, stdout=True, stderr=not tty, tty=tty
     )
-    return str(pods.runtime.Exec(request, timeout=30).url)
+    return str(pods.runtime.Exec(request, timeout=60).url)
 
 
 def run(client: str, url: str, transport: str, *arguments: str, input: bytes | None = None) -> tuple[int, bytes, bytes]:
@@ -99,7 +99,7 @@ def test_terminal(client: str, pods: Pods, container: str, transport: str) -> No
     waits = [f"until stty size 2>/dev/null | grep -q '{size}'; do sleep 0.05; done" for size in ("24 80", "30 100")]
     url = exec_url(pods, container, "sh", "-c", f"{waits[0]}; echo first; {waits[1]}; echo second; tty", tty=True)
 
-    code, out, err = run(client, url, transport, "-tty", "-sizes=80x24,100x30", "-pause=1s")
+    code, out, err = run(client, url, transport, "-tty", "-sizes=80x24,100x30", "-await=first")
 
     assert (code, out.split()) == (0, [b"first", b"second", b"/dev/pts/0"]), err
 
@@ -129,7 +129,7 @@ def sleeps(pods: Pods, container: str) -> int:
     return pods.exec(container, "ps", "-o", "args").stdout.decode().count("sleep 7654")
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 15) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait until the condition holds."""
     limit = time.monotonic() + seconds
     while not condition():
@@ -155,7 +155,7 @@ def test_crictl_exec_attach_and_port_forward(
     with crictl.spawn("port-forward", "--transport", transport, pod, f"{local}:8080") as forward:
         assert forward.stdout
         assert "Forwarding" in forward.stdout.readline()
-        with socket.create_connection(("127.0.0.1", local), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", local), timeout=30) as sock:
             assert sock.recv(100) == b"greetings\n"
 
 
@@ -181,7 +181,7 @@ def test_an_open_stream_outlives_every_other_service(
         running.stdin.write("after\n")
         assert running.stdout.readline() == "after\n"
         running.stdin.close()
-        assert running.wait(10) == 5
+        assert running.wait(30) == 5
 
 
 def test_the_death_of_stream_svc_ends_its_sessions(stack: Stack, client: str, pods: Pods, container: str) -> None:
@@ -191,7 +191,7 @@ def test_the_death_of_stream_svc_ends_its_sessions(stack: Stack, client: str, po
         wait_for(lambda: sleeps(pods, container) == 1)
         old = stack.kill("stream-svc")
         # client-go over SPDY takes a lost connection for success.
-        running.wait(10)
+        running.wait(30)
     wait_for(lambda: sleeps(pods, container) == 0)
     stack.wait_restarted("stream-svc", old)
 
@@ -204,7 +204,7 @@ def test_a_url_works_once(client: str, pods: Pods, container: str) -> None:
     assert run(client, url, "spdy")[0] == 0
     host, _, path = url.removeprefix("http://").partition("/")
 
-    connection = http.client.HTTPConnection(host, timeout=10)
+    connection = http.client.HTTPConnection(host, timeout=30)
     headers = {"Connection": "Upgrade", "Upgrade": "SPDY/3.1", "X-Stream-Protocol-Version": "v4.channel.k8s.io"}
     connection.request("POST", f"/{path}", headers=headers)
 
@@ -222,7 +222,7 @@ def test_metrics(stack: Stack, client: str, pods: Pods, container: str) -> None:
 
 def metrics(port: int) -> str:
     """Return what the service counts."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()

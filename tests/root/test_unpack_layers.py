@@ -273,7 +273,7 @@ def test_usage_counts_blocks_and_hard_links_once(helper: Helper) -> None:
     helper.client.sync()
 
     usage = helper.client.usages([name])[name]
-    du = subprocess.run(["du", "-s", "--block-size=1", helper.tree(name)], capture_output=True, check=True, timeout=30)
+    du = subprocess.run(["du", "-s", "--block-size=1", helper.tree(name)], capture_output=True, check=True, timeout=60)
 
     assert usage.bytes == int(du.stdout.split()[0]) == counts.bytes
     assert usage.inodes == counts.inodes == 1 + 1 + 50
@@ -308,7 +308,7 @@ def awkward_tree(root: Path) -> None:
     shutil.copytree("/etc", root / "etc", symlinks=True, ignore=lambda path, names: {"mtab"})
     (root / "usr/bin").mkdir(parents=True)
     for program in ("mount", "su", "passwd", "tar"):
-        subprocess.run(["cp", "-a", f"/usr/bin/{program}", root / "usr/bin"], check=True, timeout=30)
+        subprocess.run(["cp", "-a", f"/usr/bin/{program}", root / "usr/bin"], check=True, timeout=60)
     odd = root / "odd"
     odd.mkdir(0o2770)
     for name in (b"new\nline", b"sp ace", b"latin\xe9", b"x" * 255, "üñï".encode(), b"-dash", b"back\\slash"):
@@ -321,7 +321,7 @@ def awkward_tree(root: Path) -> None:
     os.mkfifo(odd / "fifo", 0o640)
     os.mknod(odd / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
     (odd / "program").write_bytes(b"x" * 1_000_000)
-    subprocess.run(["setcap", "cap_net_raw+ep", odd / "program"], check=True, timeout=10)
+    subprocess.run(["setcap", "cap_net_raw+ep", odd / "program"], check=True, timeout=30)
     os.setxattr(odd / "sp ace", "user.note", b"\x00binary\xff")
     os.setxattr(odd, "user.dir", b"1")
     os.chown(odd / "hard", 12345, 4_000_000_000)

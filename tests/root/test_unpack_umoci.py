@@ -152,7 +152,7 @@ def archive(root: Path, style: list[str], *, sparse: bool = True) -> bytes:
     """Return what GNU tar makes of a tree."""
     holes = ["--sparse"] if sparse else []
     command = ["tar", *holes, "--numeric-owner", "--sort=name", *style, "-C", str(root), "-cf", "-", "."]
-    return subprocess.run(command, check=True, capture_output=True, timeout=30).stdout
+    return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
 
 
 def layout(directory: Path, layers: list[bytes]) -> None:

@@ -103,11 +103,11 @@ class Containerd:
                 env={"PATH": f"{self.path}:/usr/sbin:/usr/bin:/sbin:/bin"},
             )
         stub = self.runtime_service()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             assert self.process.poll() is None, f"containerd ended:\n{self.log[-4000:]}"
             try:
-                stub.Status(cri.StatusRequest(), timeout=2)
+                stub.Status(cri.StatusRequest(), timeout=5)
             except grpc.RpcError:
                 time.sleep(0.1)
             else:
@@ -131,12 +131,12 @@ class Containerd:
     def __exit__(self, *error: object) -> None:
         try:
             runtime = self.runtime_service()
-            for pod in runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=10).items:
+            for pod in runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=30).items:
                 runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
                 runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
         finally:
             assert self.process is not None
             self.process.terminate()
-            self.process.wait(30)
+            self.process.wait(60)
             if str(self.directory) not in Path("/proc/self/mountinfo").read_text():
                 shutil.rmtree(self.directory)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import grpc
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -97,13 +98,16 @@ class Hand:
             stub = keys_pb2_grpc.KeysStub(channel)
 
             def same() -> bool:
-                answer = stub.ListKeys(keys_pb2.ListKeysRequest(), timeout=10)
+                try:
+                    answer = stub.ListKeys(keys_pb2.ListKeysRequest(), timeout=30)
+                except grpc.RpcError:
+                    return False  # one that was killed is on its way back
                 return {key.file for key in answer.keys if key.file} == wanted
 
             eventually(same)
 
 
-def eventually(true: Callable[[], bool], seconds: float = 15) -> None:
+def eventually(true: Callable[[], bool], seconds: float = 60) -> None:
     """Wait until something holds."""
     until = time.monotonic() + seconds
     while not true():

@@ -60,7 +60,7 @@ class FakeImages:
 
     def stop(self) -> None:
         """Stop serving."""
-        self._server.stop(0).wait(5)
+        self._server.stop(0).wait(30)
 
     def _register(self, server: grpc.Server) -> None:
         images_pb2_grpc.add_ImagesServicer_to_server(_Images(self), server)
@@ -136,4 +136,4 @@ def _digest(config: dict[str, Any]) -> str:
 
 def _unpack(layer: bytes, target: Path) -> None:
     target.mkdir(parents=True)
-    subprocess.run(["tar", "-x", "-C", str(target)], input=layer, check=True, timeout=30)
+    subprocess.run(["tar", "-x", "-C", str(target)], input=layer, check=True, timeout=60)

@@ -37,7 +37,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     registry: "FakeRegistry"
-    timeout = 10
+    timeout = 60
     #: A body after its head would else wait for the client's delayed acknowledgement, 40 ms an answer.
     disable_nagle_algorithm = True
 
@@ -121,7 +121,10 @@ class FakeRegistry:
         """Add a rule that goes away when it has answered."""
 
         def wrapped(handler: Handler) -> bool:
-            self.rules.remove((part, wrapped))
+            try:
+                self.rules.remove((part, wrapped))
+            except ValueError:
+                return False  # another request was first
             return rule(handler)
 
         self.on(part, wrapped)
@@ -177,7 +180,7 @@ def fake_registry(tls: ssl.SSLContext | None = None) -> Iterator[FakeRegistry]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(30)
 
 
 class FakeUnpack:
@@ -196,7 +199,7 @@ class FakeUnpack:
         with open(stream, "rb", closefd=False) as file:
             blob = file.read()
         data = b"".join(tar_stream([blob], "layer"))
-        self.gate.wait(10)
+        self.gate.wait(30)
         try:
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
                 self.trees[name] = archive.getnames()

@@ -139,7 +139,7 @@ class FakeShim:
         for fd in self.left_open:
             os.close(fd)
         for thread in self._threads:
-            thread.join(5)
+            thread.join(30)
             assert not thread.is_alive(), "a program of the fake shim did not end"
 
     def hang_up(self, reason: str = "") -> None:
@@ -242,7 +242,7 @@ class FakeShim:
     def _connect(self, connection: socket.socket, id: int, port: int) -> None:
         self.connects.append(port)
         try:
-            made = socket.create_connection(("127.0.0.1", port), timeout=5)
+            made = socket.create_connection(("127.0.0.1", port), timeout=30)
         except OSError as error:
             text = f"connect to 127.0.0.1:{port}: {error.strerror}"
             seqpacket.send(connection, {"failed": {"id": id, "message": text}})

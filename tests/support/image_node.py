@@ -1,6 +1,6 @@
 """An image-svc without its servers, for unit tests."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +24,10 @@ from image_svc.upkeep.gc import Collector
 from image_svc.upkeep.recovery import Recovery
 from support.fake_registry import FakeUnpack
 
-#: Repeats at once and calls a second of nothing a stall, so that a test of either takes no longer.
-QUICK = Retry(rounds=3, first_wait=0.01, longest_wait=2.0, read_timeout=1.0, rate=Rate(1024, 0.3))
+#: Repeats at once, so that a test of that takes no longer; a registry on a busy machine has its time.
+QUICK = Retry(rounds=3, first_wait=0.01, longest_wait=2.0, read_timeout=30.0, rate=Rate(1024, 30.0))
+#: Calls a second of nothing a stall, too.
+IMPATIENT = replace(QUICK, read_timeout=1.0, rate=Rate(1024, 0.3))
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Node:
     options: dict[str, Any] = field(default_factory=dict)
     key_model: str = "node"
     bulkhead: Bulkhead = field(default_factory=Bulkhead)
+    retry: Retry = QUICK
 
     def __post_init__(self) -> None:
         images = Images(registry=self.registry, key_model=self.key_model, **self.options)
@@ -49,7 +52,7 @@ class Node:
         gatekeeper = Gatekeeper(self.root, self.key_model)
         self.layer_puller = LayerPuller(config, self.content, self.store, client, gatekeeper)
         self.puller = Puller(
-            Registries(config, retry=QUICK),
+            Registries(config, retry=self.retry),
             self.content,
             self.layer_puller,
             gatekeeper,
@@ -62,7 +65,7 @@ class Node:
         self.recovery = Recovery(self.store, self.content, client)
         self.collector = Collector(self.store, self.content, client, self.leases, discard_unpacked_layers=discard)
 
-    def pull(self, name: str, auth: AuthConfig | None = None, seconds: float = 10.0) -> str:
+    def pull(self, name: str, auth: AuthConfig | None = None, seconds: float = 60.0) -> str:
         """Pull an image within some seconds and return its id."""
         return self.puller.pull(name, auth, Patience(seconds, f"pull of {name}"))
 

@@ -53,13 +53,13 @@ class Service:
     def kill(self) -> None:
         """Kill -9 image-svc and start it again, as its supervisor does."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
         self.start()
 
     def kill_helper(self) -> None:
         """Kill -9 the unpack helper, whose workers die with it, and start it again."""
         self.helper.kill()
-        self.helper.wait(10)
+        self.helper.wait(30)
         self.start_helper()
 
     def kill_workers(self) -> None:
@@ -78,7 +78,7 @@ class Service:
 
     def names(self) -> list[str]:
         """Return the tags of all images."""
-        images = self.cri.ListImages(cri.ListImagesRequest(), timeout=5).images
+        images = self.cri.ListImages(cri.ListImagesRequest(), timeout=30).images
         return sorted(tag for image in images for tag in image.repo_tags)
 
     @property
@@ -140,7 +140,7 @@ def service(directory: Path, own: str = "", more: str = "") -> Iterator[Service]
             each.send_signal(signal.SIGTERM)
         for each in (made.process, made.helper):
             try:
-                each.wait(10)
+                each.wait(30)
             except subprocess.TimeoutExpired:
                 each.kill()
-                each.wait(10)
+                each.wait(30)

@@ -72,23 +72,23 @@ class Station:
             for start in range(0, len(data), piece):
                 yield pb.ImportRequest(data=data[start : start + piece])
 
-        *_, last = self.stub.Import(requests(), timeout=20)
+        *_, last = self.stub.Import(requests(), timeout=60)
         return cast(pb.TransferResult, last.result)
 
     def export(self, *images: str, **fields: Any) -> bytes:
         """Export images and return the tar."""
-        answers = self.stub.Export(pb.ExportRequest(images=images, **fields), timeout=20)
+        answers = self.stub.Export(pb.ExportRequest(images=images, **fields), timeout=60)
         return b"".join(answer.data for answer in answers)
 
     def listed(self) -> list[str]:
         """Return the names that the CRI lists."""
-        found = self.cri.ListImages(cri.ListImagesRequest(), timeout=5).images
+        found = self.cri.ListImages(cri.ListImagesRequest(), timeout=30).images
         return sorted(name for image in found for name in (*image.repo_tags, *image.repo_digests))
 
     def blobs(self) -> set[str]:
         """Return the digests on disk, after a collection, and after the one that the service may be at."""
         self.parts.collector.collect()
-        until = time.monotonic() + 5
+        until = time.monotonic() + 60
         store, content = self.parts.store, self.parts.content
         # The service's own collection takes a blob first, then its record, then its file.
         while (store.unused_blobs() or set(content.digests()) - store.blobs()) and time.monotonic() < until:

@@ -123,7 +123,7 @@ def busybox_layer() -> bytes:
     layer.file("etc/passwd", ETC_PASSWD).file("etc/group", ETC_GROUP)
     binary = Path("/bin/busybox").read_bytes()
     layer.file("bin/busybox", binary, 0o755)
-    listing = subprocess.run(["ldd", "/bin/busybox"], check=False, capture_output=True, text=True, timeout=10).stdout
+    listing = subprocess.run(["ldd", "/bin/busybox"], check=False, capture_output=True, text=True, timeout=30).stdout
     made: set[str] = set()
     for path in re.findall(r"(/\S+)\s+\(0x", listing):
         parents = list(Path(path.lstrip("/")).parents)[:-1]
@@ -132,7 +132,7 @@ def busybox_layer() -> bytes:
                 made.add(str(parent))
                 layer.dir(str(parent))
         layer.file(path.lstrip("/"), Path(path).read_bytes(), 0o755)
-    applets = subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True, timeout=10).stdout
+    applets = subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True, timeout=30).stdout
     for applet in applets.split():
         if applet not in ("busybox", "su"):
             layer.add(f"bin/{applet}", tarfile.LNKTYPE, mode=0o755, linkname="bin/busybox")

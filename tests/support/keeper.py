@@ -70,7 +70,7 @@ class Keeper:
                 [program, "--config", self.directory / "config.toml"], stdout=log, stderr=log,
                 env={**os.environ, **self.environment},
             )  # fmt: skip
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while " serving on " not in self.log:
             assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline, self.log
@@ -80,20 +80,20 @@ class Keeper:
         """End the program."""
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(10)
+            self.process.wait(30)
             self.process = None
 
     def listed(self) -> dict[str, keys_pb2.Key]:
         """Return the keys by file, providers by fingerprint."""
         with rpc.channel(str(paths.service_socket(self.state, "decryptor"))) as channel:
-            answer = keys_pb2_grpc.KeysStub(channel).ListKeys(keys_pb2.ListKeysRequest(), timeout=10)
+            answer = keys_pb2_grpc.KeysStub(channel).ListKeys(keys_pb2.ListKeysRequest(), timeout=30)
         return {key.file or key.fingerprint: key for key in answer.keys}
 
     def check(self, *each: keys_pb2.Layer, use: keys_pb2.Use | None = None) -> list[keys_pb2.Opened]:
         """Ask for an authorisation; the refusal as the error it is in Bulkhead."""
         with rpc.channel(str(paths.service_socket(self.state, "decryptor"))) as channel:
             request = keys_pb2.CheckRequest(use=use, layers=each)
-            answer = rpc.call(keys_pb2_grpc.KeysStub(channel).Check, request, service="decryptor", timeout=30)
+            answer = rpc.call(keys_pb2_grpc.KeysStub(channel).Check, request, service="decryptor", timeout=60)
         return list(answer.opened)
 
     def decrypt(self, layer: keys_pb2.Layer, cipher: bytes, use: keys_pb2.Use | None = None) -> bytes:

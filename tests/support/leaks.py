@@ -32,6 +32,11 @@ class Host:
         return {kind: items for kind, items in found.items() if items}
 
 
+def cgroups_named(name: str) -> list[Path]:
+    """Return the control groups of that name, in whatever hierarchy; others may come and go meanwhile."""
+    return [Path(root, name) for root, below, _ in os.walk(CGROUP) if name in below]
+
+
 def _mounts() -> frozenset[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return frozenset(line.split()[4] for line in lines)
@@ -42,7 +47,7 @@ def _namespaces() -> frozenset[str]:
 
 
 def _links() -> frozenset[str]:
-    out = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True, timeout=10).stdout
+    out = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True, timeout=30).stdout
     return frozenset(line.split(":")[1].strip() for line in out.splitlines())
 
 
@@ -53,7 +58,7 @@ def _cgroups() -> frozenset[str]:
 def _rules() -> frozenset[str]:
     rules: set[str] = set()
     for tool in ("iptables-save", "ip6tables-save"):
-        out = subprocess.run([tool], check=True, capture_output=True, text=True, timeout=10).stdout
+        out = subprocess.run([tool], check=True, capture_output=True, text=True, timeout=30).stdout
         rules |= {f"{tool}: {line}" for line in out.splitlines() if line.startswith("-A")}
     return frozenset(rules)
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 
 def found(pid: int, traces: Sequence[bytes]) -> int:
-    """Return how many of the traces are somewhere in a process's writable memory."""
-    hits = set()
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+    """Return how many of the traces are somewhere in a process's writable memory; one that has ended has none."""
+    hits: set[int] = set()
+    with (
+        contextlib.suppress(ProcessLookupError, FileNotFoundError),
+        open(f"/proc/{pid}/mem", "rb", buffering=0) as memory,
+    ):
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             span, permissions = line.split()[:2]
             if not permissions.startswith("rw"):

@@ -34,19 +34,19 @@ class Plugins:
         """Run a plugin that asks for an adjustment of every container that is made."""
         return self.connect(name, "-answer", f"CreateContainer={json.dumps({'adjust': adjustment})}", *arguments)
 
-    def disconnect(self, plugin: Plugin) -> None:
+    def disconnect(self, plugin: Plugin, timeout: float = 60.0) -> None:
         """End a plugin, and wait until sandbox-svc has noticed."""
         self._running.remove(plugin)
         text = f"NRI plugin {plugin.name} is gone"
         before = self.sandbox.log.count(text)
         end(plugin)
-        eventually(lambda: self.sandbox.log.count(text) > before)
+        eventually(lambda: self.sandbox.log.count(text) > before, timeout)
 
     def close(self) -> None:
         """End every plugin that is left."""
         for plugin in self._running[:]:
             with contextlib.suppress(AssertionError):
-                self.disconnect(plugin)
+                self.disconnect(plugin, 10.0)  # it may have gone before
 
 
 @contextmanager

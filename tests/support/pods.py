@@ -7,7 +7,7 @@ from typing import Any
 from bulkhead.proto.runtime.v1 import api_pb2 as cri
 from bulkhead.proto.runtime.v1 import api_pb2_grpc as cri_grpc
 
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 
 
 class Pods:
@@ -55,7 +55,7 @@ class Pods:
         status: cri.ContainerStatus = self.runtime.ContainerStatus(request, timeout=TIMEOUT).status
         return status
 
-    def wait_exited(self, container: str, seconds: float = 30) -> cri.ContainerStatus:
+    def wait_exited(self, container: str, seconds: float = 60) -> cri.ContainerStatus:
         """Wait until a container has exited and return its status."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

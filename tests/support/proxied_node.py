@@ -21,7 +21,7 @@ from image_svc.unpack.protocol import Limits, Unpacked
 from image_svc.upkeep.usage import ContainerUsage
 from support.fake_registry import FakeUnpack
 from support.fake_snapshots import ROOT
-from support.image_node import QUICK, Node
+from support.image_node import Node
 from support.images import Image, digest
 
 
@@ -59,7 +59,7 @@ class ProxiedNode(Node):
         self.snapshotters = Snapshotters("overlayfs", self.root, helper, self.store, self.proxies)
         proxied = ProxiedLayerPuller(config, self.store, helper, self.layer_puller, self.proxies)
         self.puller = Puller(
-            Registries(config, retry=QUICK),
+            Registries(config, retry=self.retry),
             self.content,
             self.layer_puller,
             gatekeeper,
@@ -72,7 +72,7 @@ class ProxiedNode(Node):
         self.ready = Ready(self.store, self.content, self.snapshotters, self.puller, 10.0)
         return self
 
-    def pull_there(self, name: str, seconds: float = 10.0) -> str:
+    def pull_there(self, name: str, seconds: float = 60.0) -> str:
         """Pull into the fake."""
         return self.puller.pull(name, None, Patience(seconds, "pull"), snapshotter="fake")
 

@@ -47,15 +47,15 @@ def registry(directory: Path, htpasswd: Path | None = None, auth: str = "") -> I
         yield address
     finally:
         child.terminate()
-        child.wait(20)
+        child.wait(60)
         log.close()
 
 
 def _wait(address: str, child: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert child.poll() is None, "docker-registry ended at its start"
-        connection = http.client.HTTPConnection(address, timeout=5)
+        connection = http.client.HTTPConnection(address, timeout=30)
         try:
             connection.request("GET", "/v2/")
             connection.getresponse().read()

@@ -52,12 +52,14 @@ BinaryName = "/usr/bin/crun"
 plugin_path = "{directory}/nri/plugins"
 plugin_config_path = "{directory}/nri/conf.d"
 socket_path = "{directory}/nri/run/nri.sock"
+plugin_registration_timeout = "30s"
+plugin_request_timeout = "{nri_timeout}"
 {more}
 [bulkhead]
 nri_exec_conf_path = "{directory}/nri/conf.json"
 nri_exec_conf_dir = "{directory}/nri/resource.d"
 nri_exec_bin_dir = "{directory}/nri/bin"
-nri_exec_timeout = "2s"
+nri_exec_timeout = "4s"
 [bulkhead.metrics_ports]
 sandbox-svc = -1
 """
@@ -73,6 +75,8 @@ class Sandbox:
     more: str = ""
     bins: str = "/usr/lib/cni"
     binary: str = "/usr/sbin/runc"
+    #: How long an NRI plugin may take over a request, which it needs on a busy machine.
+    nri_timeout: str = "20s"
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bhs")))
     service: "subprocess.Popen[bytes] | None" = None
     zygote: "subprocess.Popen[bytes] | None" = None
@@ -104,6 +108,7 @@ class Sandbox:
                 bins=self.bins,
                 binary=self.binary,
                 more=self.more,
+                nri_timeout=self.nri_timeout,
             )
         )
         config = load(str(self.directory / "config.toml"))
@@ -120,14 +125,14 @@ class Sandbox:
         self.service = self._run("sandbox-svc")
         self.wait_ready()
 
-    def wait_ready(self, timeout: float = 20) -> None:
+    def wait_ready(self, timeout: float = 90) -> None:
         """Wait until RuntimeConfig is answered."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             assert self.service is not None
             assert self.service.poll() is None, f"sandbox-svc ended:\n{self.log[-6000:]}"
             with contextlib.suppress(Exception):
-                self.stub().RuntimeConfig(cri.RuntimeConfigRequest(), timeout=1)
+                self.stub().RuntimeConfig(cri.RuntimeConfigRequest(), timeout=5)
                 return
             time.sleep(0.02)
         raise AssertionError(f"sandbox-svc does not answer:\n{self.log[-6000:]}")
@@ -136,7 +141,7 @@ class Sandbox:
         """Kill -9 sandbox-svc."""
         assert self.service is not None
         self.service.kill()
-        self.service.wait(10)
+        self.service.wait(30)
 
     def restart(self) -> None:
         """Kill -9 sandbox-svc and start it anew."""
@@ -159,7 +164,7 @@ class Sandbox:
         for path in (self.state / "s").glob("*/task"):
             with contextlib.suppress(Unavailable):
                 client = ttrpc.Client(str(path))
-                info = client.call("bulkhead.shim.v1.Shim", "Info", shim_pb2.InfoRequest(), shim_pb2.InfoResponse, 5)
+                info = client.call("bulkhead.shim.v1.Shim", "Info", shim_pb2.InfoRequest(), shim_pb2.InfoResponse, 20)
                 found.append(info.pid)
                 client.close()
         return found
@@ -181,10 +186,10 @@ class Sandbox:
             if process is not None and process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(10)
+                    process.wait(30)
                 except subprocess.TimeoutExpired:
                     process.kill()
-                    process.wait(10)
+                    process.wait(30)
         self.images.stop()
         if os.environ.get("BULKHEAD_KEEP"):
             print(f"kept: {self.directory}")
@@ -195,11 +200,18 @@ class Sandbox:
     def remove_all(self) -> None:
         """Stop and remove every pod, and wait until the tidying behind the answers is done."""
         stub = self.stub()
-        for pod in stub.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=10).items:
+        for pod in stub.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=30).items:
             stub.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
             stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self.remains():
+            time.sleep(0.02)
+
+    def wait_shim_knows_exit(self, ident: str) -> None:
+        """Wait until a container's shim has written its exit down, as it does also while sandbox-svc is not there."""
+        deadline = time.monotonic() + 60
+        while not (paths.bundle(self.state, ident) / "exit.json").exists():
+            assert time.monotonic() < deadline, self.log[-3000:]
             time.sleep(0.02)
 
     def remains(self) -> list[str]:

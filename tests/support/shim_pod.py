@@ -24,9 +24,10 @@ from bulkhead.proto.containerd.task_types_pb2 import STOPPED
 from bulkhead.ttrpc import Client
 from sandbox_svc.shim import uris
 from support.images import busybox_layer
+from support.leaks import cgroups_named
 
 TASK, SHIM = "containerd.task.v2.Task", "bulkhead.shim.v1.Shim"
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 M = TypeVar("M", bound=Message)
 
@@ -65,9 +66,9 @@ class Zygote:
 
     def __exit__(self, *error: object) -> None:
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(30)
         # A runtime removes a container's cgroup, not the parent that it had to make.
-        for parent in Path("/sys/fs/cgroup").glob(f"**/{self.directory.name}"):
+        for parent in cgroups_named(self.directory.name):
             parent.rmdir()
         shutil.rmtree(self.directory)
 
@@ -116,8 +117,8 @@ class Pod:
             return bundle
         root = bundle / "rootfs"
         root.mkdir(parents=True)
-        subprocess.run(["tar", "-xC", root], input=busybox_layer(), check=True, timeout=30)
-        subprocess.run(["runc", "spec"], cwd=bundle, check=True, timeout=10)
+        subprocess.run(["tar", "-xC", root], input=busybox_layer(), check=True, timeout=60)
+        subprocess.run(["runc", "spec"], cwd=bundle, check=True, timeout=30)
         spec = json.loads((bundle / "config.json").read_text())
         spec["process"] |= {"args": list(args), "terminal": tty, "env": ["PATH=/bin"]}
         spec["root"]["readonly"] = False
@@ -184,13 +185,13 @@ class Pod:
         self, ident: str, *args: str, fds: list[int] | None = None, **fields: Any
     ) -> shim_pb2.ExecSyncResponse:
         """Run a command in a container."""
-        limits = {"timeout_ms": 10_000, "drain_ms": 2_000} | fields
+        limits = {"timeout_ms": 30_000, "drain_ms": 2_000} | fields
         request = shim_pb2.ExecSyncRequest(container_id=ident, process=process(*args), **limits)
         return self.shim("ExecSync", request, shim_pb2.ExecSyncResponse, fds)
 
     def session(self, token: str, **what: Any) -> "Session":
         """Register a ticket and redeem it."""
-        ticket = shim_pb2.AddTicketRequest(token=token.ljust(32, "-"), ttl_ms=10_000, **what)
+        ticket = shim_pb2.AddTicketRequest(token=token.ljust(32, "-"), ttl_ms=60_000, **what)
         self.shim("AddTicket", ticket, shim_pb2.AddTicketResponse)
         return Session(str(self.directory / "stream"), ticket.token)
 
@@ -248,7 +249,7 @@ def read_all(fd: int) -> bytes:
     return b"".join(chunks)
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -44,7 +44,7 @@ become(sys.argv[1], Path(sys.argv[2]))
 """
 
 _GRPC = """#!{python}
-import sys
+import os, sys, time
 from bulkhead import config, log, metrics, paths, rpc, service
 from bulkhead.proto.runtime.v1 import api_pb2 as cri, api_pb2_grpc as cri_grpc
 name = "{name}"
@@ -62,8 +62,10 @@ class Both(cri_grpc.RuntimeServiceServicer, cri_grpc.ImageServiceServicer):
         return cri.ListImagesResponse()
     @rpc.long_call
     def StopContainer(self, request, context):
-        import time
-        time.sleep(float(request.timeout))
+        # Its container is a file that ends it once it is there.
+        print("StopContainer has begun", file=sys.stderr, flush=True)
+        while not os.path.exists(request.container_id):
+            time.sleep(0.1)
         return cri.StopContainerResponse()
 def register(server):
     cri_grpc.add_RuntimeServiceServicer_to_server(Both(), server)
@@ -144,7 +146,7 @@ class SmallStack:
         """Return what runs the supervisor."""
         return [sys.executable, "-c", _DRIVER, f"{self.directory}/config.toml", str(self.programs)]
 
-    def start(self, timeout: float = 40) -> None:
+    def start(self, timeout: float = 90) -> None:
         """Start it and wait for the line that says it is ready."""
         seen = len(self.log)
         with (self.directory / "log").open("ab") as log:
@@ -153,7 +155,7 @@ class SmallStack:
             )
         self.wait(lambda: " is ready after " in self.log[seen:], timeout)
 
-    def wait(self, true: Callable[[], bool], timeout: float = 20) -> None:
+    def wait(self, true: Callable[[], bool], timeout: float = 60) -> None:
         """Wait until something holds while the supervisor runs."""
         end = time.monotonic() + timeout
         while not true():
@@ -162,7 +164,7 @@ class SmallStack:
             assert time.monotonic() < end, f"not reached in time:\n{self.log[-4000:]}"
             time.sleep(0.02)
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 20) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 60) -> int:
         """Tell the supervisor to stop and return its exit status."""
         assert self.process is not None
         self.process.send_signal(number)
@@ -181,19 +183,22 @@ class SmallStack:
         return found
 
     def pid(self, program: str) -> int:
-        """Return the one process of a program."""
-        (pid,) = self.pids(program)
-        return pid
+        """Return the one process of a program; a child that has not become another yet is there for a moment."""
+        end = time.monotonic() + 30
+        while len(found := self.pids(program)) != 1:
+            assert time.monotonic() < end, f"{program} runs as {found}:\n{self.log[-4000:]}"
+            time.sleep(0.02)
+        return found[0]
 
     def destroy(self) -> None:
         """Stop what still runs, by pid, and remove the scratch directory."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait(5)
+                self.process.wait(30)
         for program in self.programs.glob("*"):
             for pid in self.pids(program.name):
                 os.kill(pid, signal.SIGKILL)

@@ -163,7 +163,7 @@ class Stack:
             assert self.process is None or self.process.poll() is None, f"bulkhead up ended:\n{self.log[-4000:]}"
             if os.path.exists(self.address):
                 try:
-                    status = self.runtime_service().Status(cri.StatusRequest(), timeout=2).status
+                    status = self.runtime_service().Status(cri.StatusRequest(), timeout=5).status
                 except grpc.RpcError as error:
                     state = str(error)
                 else:
@@ -183,16 +183,21 @@ class Stack:
         return cri_grpc.ImageServiceStub(rpc.channel(self.address))
 
     def pid(self, service: str) -> int:
-        """Return the process of a service, found by its command line."""
+        """Return the process of a service, found by its command line, which its forked children share."""
         needle = str(self.directory).encode()
+        found: dict[int, int] = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
             names = {os.path.basename(argument) for argument in arguments[:3]}
             if service.encode() in names and any(needle in argument for argument in arguments):
-                return int(entry.name)
+                found[int(entry.name)] = parent
+        for pid, parent in found.items():
+            if parent not in found:
+                return pid
         raise AssertionError(f"{service} is not running:\n{self.log[-2000:]}")
 
     def kill(self, service: str) -> int:
@@ -201,7 +206,7 @@ class Stack:
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def wait_restarted(self, service: str, old: int, timeout: float = 30) -> None:
+    def wait_restarted(self, service: str, old: int, timeout: float = 90) -> None:
         """Wait until the supervisor has started a service anew and the stack is ready."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -217,11 +222,11 @@ class Stack:
     def remove_pods(self) -> None:
         """Stop and remove every pod."""
         runtime = self.runtime_service()
-        for pod in runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=10).items:
+        for pod in runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=30).items:
             runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
             runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
 
-    def stop(self, timeout: float = 30) -> int:
+    def stop(self, timeout: float = 90) -> int:
         """Tell the stack to stop and return its exit status."""
         if self.process is None:
             return 0

@@ -60,7 +60,7 @@ class Stargz:
         with (self.directory / "log").open("ab") as log:
             command = [str(build("stargz")["stargz"]), kind, str(self.socket), str(self.directory / "data")]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not _answers(self.socket):
             assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline, "stargz does not serve"
@@ -72,19 +72,19 @@ class Stargz:
         """Kill -9 it; its mounts stay, and are dead."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
 
     def stop(self) -> None:
         """Stop it, and unmount what it left."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(10)
+                self.process.wait(30)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait(10)
+                self.process.wait(30)
         for path in mounted(self.directory):
-            subprocess.run(["umount", "-l", path], check=False, timeout=10)
+            subprocess.run(["umount", "-l", path], check=False, timeout=30)
 
     def __enter__(self) -> "Stargz":
         self.directory.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Any, Self
 from stream_svc import spdy, websocket
 from stream_svc.spdy_events import Data, GoAway, StreamEnded, StreamReplied, StreamReset
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 class RefusedError(Exception):

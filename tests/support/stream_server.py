@@ -20,7 +20,7 @@ class RunningServer:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        self.server = asyncio.run_coroutine_threadsafe(self._make(state, limits, tls, listener), self.loop).result(5)
+        self.server = asyncio.run_coroutine_threadsafe(self._make(state, limits, tls, listener), self.loop).result(30)
 
     async def _make(self, state: Path, limits: Limits, tls: ssl.SSLContext | None, listener: socket.socket) -> Server:
         server = Server(state, limits, tls)
@@ -34,13 +34,13 @@ class RunningServer:
 
     def stop(self) -> None:
         """End the sessions as SIGTERM does."""
-        asyncio.run_coroutine_threadsafe(self.server.stop(), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.server.stop(), self.loop).result(30)
 
     def close(self) -> None:
         """Stop the server and its loop."""
         self.stop()
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(5)
+        self._thread.join(30)
 
 
 #: Makes servers with limits of the caller's choice.

@@ -24,7 +24,7 @@ def tcp_proxy(target: str, there: Forward, back: Forward) -> Iterator[str]:
                     client, _ = listener.accept()
                 except OSError:
                     return
-                server = socket.create_connection((host, int(port)), 10)
+                server = socket.create_connection((host, int(port)), 120)
                 threading.Thread(target=there, args=(client, server), daemon=True).start()
                 threading.Thread(target=back, args=(server, client), daemon=True).start()
 
@@ -34,4 +34,4 @@ def tcp_proxy(target: str, there: Forward, back: Forward) -> Iterator[str]:
             yield f"127.0.0.1:{listener.getsockname()[1]}"
         finally:
             listener.shutdown(socket.SHUT_RDWR)
-            thread.join(5)
+            thread.join(30)

@@ -68,7 +68,7 @@ class Helper:
 
     def wait_for_trash(self) -> None:
         """Wait until what was removed is gone."""
-        patience = time.monotonic() + 30
+        patience = time.monotonic() + 60
         while os.listdir(self.snapshots / "trash"):
             assert time.monotonic() < patience
             time.sleep(0.02)
@@ -95,7 +95,7 @@ def running(directory: Path | None = None, more: str = "") -> Iterator[Helper]:
             yield helper
         finally:
             helper.process.send_signal(signal.SIGTERM)
-            status = helper.process.wait(15)
+            status = helper.process.wait(60)
         assert status == 0
 
 
@@ -107,7 +107,8 @@ def start(place: Path, more: str = "") -> Helper:
     )
     process = subprocess.Popen([sys.executable, "-m", "image_svc.unpack", "--config", str(file)])
     client = UnpackClient(place / "state/io.bulkhead/image-svc-unpack/unpack.sock")
-    for _ in range(1000):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         try:
             client.ping()
         except Unavailable:
@@ -116,7 +117,7 @@ def start(place: Path, more: str = "") -> Helper:
         else:
             return Helper(place, process, client)
     process.kill()
-    raise AssertionError(f"the helper does not answer, ended with {process.wait(10)}")
+    raise AssertionError(f"the helper does not answer, ended with {process.wait(30)}")
 
 
 def look(root: Path) -> dict[str, dict[str, Any]]:
@@ -173,6 +174,14 @@ def mounted(mounts: Sequence[Mount], at: Path) -> Iterator[Path]:
         assert LIBC.umount2(str(at.resolve()).encode(), MNT_DETACH) == 0
 
 
+def unmount(place: Path) -> None:
+    """Unmount a file system of which a worker that was killed may hold something for a moment more."""
+    deadline = time.monotonic() + 20
+    while subprocess.run(["umount", str(place)], check=False, timeout=60).returncode:
+        assert time.monotonic() < deadline, f"{place} is busy"
+        time.sleep(0.1)
+
+
 def run(*command: str) -> None:
     """Run a program that must succeed."""
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    subprocess.run(command, check=True, capture_output=True, timeout=60)

@@ -46,6 +46,7 @@ type plugin struct {
 	name    string
 	events  string
 	slow    pairs
+	hold    pairs
 	fail    pairs
 	answers pairs
 	reject  string
@@ -81,6 +82,11 @@ func (p *plugin) hear(event string, parts map[string]any) error {
 			return err
 		}
 		time.Sleep(duration)
+	}
+	if path, ok := p.hold[event]; ok {
+		for _, err := os.Stat(path); err != nil; _, err = os.Stat(path) {
+			time.Sleep(10 * time.Millisecond)
+		}
 	}
 	if text, ok := p.fail[event]; ok {
 		if text == "exit" {
@@ -242,7 +248,7 @@ func settings(argument string) []string {
 }
 
 func main() {
-	p := &plugin{slow: pairs{}, fail: pairs{}, answers: pairs{}}
+	p := &plugin{slow: pairs{}, hold: pairs{}, fail: pairs{}, answers: pairs{}}
 	socket := flag.String("socket", api.DefaultSocketPath, "the runtime's socket")
 	name := flag.String("name", "", "plugin name; from the environment if started by the runtime")
 	index := flag.String("idx", "", "plugin index")
@@ -254,6 +260,7 @@ func main() {
 	flag.StringVar(&p.reject, "reject", "", "reject every adjustment for this reason")
 	flag.StringVar(&p.updates, "unsolicited", "", "UpdateContainersRequest (JSON) to send once synchronized")
 	flag.Var(p.slow, "slow", "EVENT=DURATION to wait before answering")
+	flag.Var(p.hold, "hold", "EVENT=FILE that must be there before it is answered")
 	flag.Var(p.fail, "fail", "EVENT=TEXT to fail with; the text exit ends the process")
 	flag.Var(p.answers, "answer", "EVENT=JSON of the response message")
 	arguments := os.Args[1:]

@@ -1,6 +1,6 @@
 // Command streamclient drives a streaming server with the clients that kubectl, crictl and the kubelet use.
 //
-//	streamclient exec -url URL [-transport spdy|websocket] [-protocols LIST] [-stdin] [-tty] [-sizes 80x24,100x30]
+//	streamclient exec -url URL [-transport spdy|websocket] [-protocols LIST] [-stdin] [-tty] [-sizes 80x24,100x30] [-await TEXT]
 //	streamclient portforward -url URL [-transport spdy|websocket] -ports 0:8080
 //
 // exec copies its own stdin, stdout and stderr and exits with the remote code; any other error goes to stderr and
@@ -8,6 +8,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -17,7 +18,6 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"time"
 
 	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/rest"
@@ -30,9 +30,8 @@ import (
 const otherError = 250
 
 type options struct {
-	url, transport, protocols, method, sizes, ports string
-	stdin, tty                                      bool
-	pause                                           time.Duration
+	url, transport, protocols, method, sizes, await, ports string
+	stdin, tty                                             bool
 }
 
 func main() {
@@ -49,7 +48,7 @@ func main() {
 	flags.StringVar(&o.ports, "ports", "", "LOCAL:REMOTE pairs")
 	flags.BoolVar(&o.stdin, "stdin", false, "send stdin")
 	flags.BoolVar(&o.tty, "tty", false, "ask for a terminal")
-	flags.DurationVar(&o.pause, "pause", 200*time.Millisecond, "time between two sizes")
+	flags.StringVar(&o.await, "await", "", "text in the output after which the sizes behind the first are sent")
 	_ = flags.Parse(os.Args[2:])
 
 	config := &rest.Config{TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
@@ -101,10 +100,28 @@ func executor(config *rest.Config, o options) (remotecommand.Executor, error) {
 	return remotecommand.NewSPDYExecutorForProtocols(transport, upgrader, o.method, target, protocols...)
 }
 
-// queue hands out the sizes of -sizes, -pause apart, and then none.
+// awaited passes output on, and closes seen once the text was in it.
+type awaited struct {
+	text  []byte
+	seen  chan struct{}
+	tail  []byte
+	found bool
+}
+
+func (a *awaited) Write(data []byte) (int, error) {
+	a.tail = append(a.tail, data...)
+	if !a.found && bytes.Contains(a.tail, a.text) {
+		a.found = true
+		close(a.seen)
+	}
+	a.tail = a.tail[max(0, len(a.tail)-len(a.text)):]
+	return os.Stdout.Write(data)
+}
+
+// queue hands out the sizes of -sizes, those behind the first once the output has said so, and then none.
 type queue struct {
 	sizes []remotecommand.TerminalSize
-	pause time.Duration
+	seen  chan struct{}
 	first bool
 }
 
@@ -113,7 +130,7 @@ func (q *queue) Next() *remotecommand.TerminalSize {
 		return nil
 	}
 	if q.first {
-		time.Sleep(q.pause)
+		<-q.seen
 	}
 	q.first = true
 	size := q.sizes[0]
@@ -126,7 +143,8 @@ func runExec(config *rest.Config, o options) error {
 	if err != nil {
 		return err
 	}
-	stream := remotecommand.StreamOptions{Stdout: os.Stdout, Tty: o.tty}
+	output := &awaited{text: []byte(o.await), seen: make(chan struct{})}
+	stream := remotecommand.StreamOptions{Stdout: output, Tty: o.tty}
 	if o.stdin {
 		stream.Stdin = os.Stdin
 	}
@@ -134,7 +152,7 @@ func runExec(config *rest.Config, o options) error {
 		stream.Stderr = os.Stderr
 	}
 	if o.sizes != "" {
-		sizes := &queue{pause: o.pause}
+		sizes := &queue{seen: output.seen}
 		for _, text := range strings.Split(o.sizes, ",") {
 			var size remotecommand.TerminalSize
 			if _, err := fmt.Sscanf(text, "%dx%d", &size.Width, &size.Height); err != nil {

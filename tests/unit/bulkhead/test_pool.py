@@ -13,7 +13,7 @@ def test_submitting_waits_for_no_thread(monkeypatch: pytest.MonkeyPatch) -> None
 
     def late(self: threading.Thread) -> None:
         if self.name.startswith("late"):
-            gate.wait(10)
+            gate.wait(60)
         start(self)
 
     monkeypatch.setattr(threading.Thread, "start", late)
@@ -21,7 +21,7 @@ def test_submitting_waits_for_no_thread(monkeypatch: pytest.MonkeyPatch) -> None
     assert not called.done()
     gate.set()
 
-    assert called.result(10).name.startswith("late")
+    assert called.result(60).name.startswith("late")
 
 
 def test_as_many_threads_as_calls_and_no_more_than_allowed() -> None:
@@ -29,7 +29,7 @@ def test_as_many_threads_as_calls_and_no_more_than_allowed() -> None:
     together, pool = threading.Barrier(4), CallPool(4, "some")
     calls = [pool.submit(together.wait, 10) for _ in range(8)]
 
-    assert sorted(call.result(20) for call in calls) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert sorted(call.result(60) for call in calls) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert len({thread for thread in threading.enumerate() if thread.name.startswith("some")}) == 4
 
 
@@ -45,5 +45,5 @@ def test_a_thread_that_could_not_start_is_tried_again(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(threading.Thread, "start", refuse_once)
 
-    assert CallPool(1, "scarce").submit(lambda: 1).result(10) == 1
+    assert CallPool(1, "scarce").submit(lambda: 1).result(60) == 1
     assert refused

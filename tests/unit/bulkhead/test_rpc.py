@@ -74,9 +74,9 @@ def test_long_calls_have_their_pool(keys: tuple[Keys, keys_pb2_grpc.KeysStub]) -
     """A method marked long_call runs among the long threads, others among the short."""
     _, stub = keys
     with pytest.raises(errors.NotFound, match="long_"):
-        rpc.call(stub.Check, keys_pb2.CheckRequest(), service="x", timeout=5)
+        rpc.call(stub.Check, keys_pb2.CheckRequest(), service="x", timeout=30)
 
-    short = rpc.call(stub.ListKeys, keys_pb2.ListKeysRequest(), service="x", timeout=5)
+    short = rpc.call(stub.ListKeys, keys_pb2.ListKeysRequest(), service="x", timeout=30)
     assert short.keys[0].file.startswith("short_")
 
 
@@ -88,7 +88,7 @@ def test_errors_cross_the_wire(keys: tuple[Keys, keys_pb2_grpc.KeysStub], kind: 
     servicer, stub = keys
     servicer.error = kind("first\nsecond — 🔑")
     with pytest.raises(kind) as error:
-        rpc.call(stub.Check, keys_pb2.CheckRequest(), service="x", timeout=5)
+        rpc.call(stub.Check, keys_pb2.CheckRequest(), service="x", timeout=30)
 
     assert str(error.value) == "first\nsecond — 🔑"
 
@@ -98,10 +98,10 @@ def test_a_bug_is_internal_and_unimplemented_is_itself(keys: tuple[Keys, keys_pb
     servicer, stub = keys
     servicer.error = ZeroDivisionError("by zero")
     with pytest.raises(errors.Internal, match="Check failed inside Bulkhead: ZeroDivisionError"):
-        rpc.call(stub.Check, keys_pb2.CheckRequest(), service="x", timeout=5)
+        rpc.call(stub.Check, keys_pb2.CheckRequest(), service="x", timeout=30)
     servicer.error = NotImplementedError()
     with pytest.raises(errors.Unimplemented, match="Check is not implemented"):
-        rpc.call(stub.Check, keys_pb2.CheckRequest(), service="x", timeout=5)
+        rpc.call(stub.Check, keys_pb2.CheckRequest(), service="x", timeout=30)
 
 
 def test_a_dead_peer_is_named(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_signal_that_another_thread_gets_ends_the_wait(number: signal.Signals)
     thread.start()
 
     assert notice.wait() == number.name
-    thread.join(5)
+    thread.join(60)
 
 
 def test_children_do_not_inherit_a_mask() -> None:

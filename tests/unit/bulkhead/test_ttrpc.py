@@ -84,7 +84,7 @@ class Peer:
                     self.script(connection, frame, Request.FromString(frame.payload or b""))
 
     def close(self) -> None:
-        self.thread.join(5)
+        self.thread.join(60)
         self.listener.close()
 
 
@@ -124,7 +124,7 @@ def test_answers_find_their_callers_out_of_order(serve: Callable[[Script], str])
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     client.close()
 
     assert answers == {n: n for n in range(20)}
@@ -168,8 +168,8 @@ def test_a_lost_peer_fails_what_is_in_flight(serve: Callable[[Script], str]) -> 
     with pytest.raises(Unavailable):
         ask(client)
 
-    assert isinstance(parked.exception(5), Unavailable)
-    assert lost.wait(5)
+    assert isinstance(parked.exception(60), Unavailable)
+    assert lost.wait(30)
     assert client.closed
     with pytest.raises(Unavailable):
         ask(client)

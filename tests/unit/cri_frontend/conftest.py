@@ -114,7 +114,7 @@ class Stack:
         self.frontend.stop()
 
 
-def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until the condition holds; fail after that many seconds."""
     end = time.monotonic() + seconds
     while not true():

@@ -25,8 +25,8 @@ def details(error: "pytest.ExceptionInfo[grpc.RpcError]") -> str:
 
 def test_both_services_are_reached(stack: Stack) -> None:
     """Calls of the runtime service go to sandbox-svc, those of the image service to image-svc."""
-    listed = stack.runtime.ListContainers(api_pb2.ListContainersRequest(), timeout=10)
-    image = stack.images.ImageStatus(api_pb2.ImageStatusRequest(), timeout=10)
+    listed = stack.runtime.ListContainers(api_pb2.ListContainersRequest(), timeout=30)
+    image = stack.images.ImageStatus(api_pb2.ImageStatusRequest(), timeout=30)
 
     assert listed.containers[0].id == "c1"
     assert image.image.id == "i1"
@@ -50,7 +50,7 @@ def test_metadata_passes_both_ways(stack: Stack) -> None:
 
 def test_every_call_carries_a_correlation_id(stack: Stack) -> None:
     """The frontend makes an id where the caller sent none, and hands on one that is fit for a log line."""
-    stack.runtime.ListContainers(api_pb2.ListContainersRequest(), timeout=10)
+    stack.runtime.ListContainers(api_pb2.ListContainersRequest(), timeout=30)
     made = stack.tiny.metadata[rpc.CORRELATION_KEY]
     stack.runtime.ListContainers(api_pb2.ListContainersRequest(), timeout=10, metadata=((rpc.CORRELATION_KEY, "ab-1"),))
     kept = stack.tiny.metadata[rpc.CORRELATION_KEY]
@@ -82,7 +82,7 @@ def test_errors_keep_code_and_text(stack: Stack) -> None:
     """What a backend says of a call is what the caller reads, UNAVAILABLE included, and it is not repeated."""
     stack.tiny.fail = errors.Unavailable("registry.example does not answer")
     with pytest.raises(grpc.RpcError) as error:
-        stack.images.ImageStatus(api_pb2.ImageStatusRequest(), timeout=10)
+        stack.images.ImageStatus(api_pb2.ImageStatusRequest(), timeout=30)
 
     assert code(error) is grpc.StatusCode.UNAVAILABLE
     assert details(error) == "registry.example does not answer"
@@ -92,7 +92,7 @@ def test_errors_keep_code_and_text(stack: Stack) -> None:
 def test_a_method_the_backend_lacks_is_unimplemented(stack: Stack) -> None:
     """An RPC that a backend does not serve comes back with its own code."""
     with pytest.raises(grpc.RpcError) as error:
-        stack.runtime.CheckpointContainer(api_pb2.CheckpointContainerRequest(), timeout=10)
+        stack.runtime.CheckpointContainer(api_pb2.CheckpointContainerRequest(), timeout=30)
 
     assert code(error) is grpc.StatusCode.UNIMPLEMENTED
 
@@ -101,7 +101,7 @@ def test_an_absent_backend_is_named(stack: Stack) -> None:
     """A call waits backend_wait seconds for a backend that is down, then fails with its name."""
     stack.down("image-svc")
     with pytest.raises(grpc.RpcError) as error:
-        stack.images.ImageStatus(api_pb2.ImageStatusRequest(), timeout=10)
+        stack.images.ImageStatus(api_pb2.ImageStatusRequest(), timeout=30)
 
     assert code(error) is grpc.StatusCode.UNAVAILABLE
     assert details(error).startswith("image-svc is not running")
@@ -113,7 +113,7 @@ def test_a_call_waits_for_a_restart(stack: Stack) -> None:
     stack.down("image-svc")
     timer = threading.Timer(0.2, stack.up, ["image-svc"])
     timer.start()
-    image = stack.images.ImageStatus(api_pb2.ImageStatusRequest(), timeout=10)
+    image = stack.images.ImageStatus(api_pb2.ImageStatusRequest(), timeout=30)
     timer.join()
 
     assert image.image.id == "i1"
@@ -125,13 +125,13 @@ def test_a_backend_can_come_and_go(stack: Stack) -> None:
     for _ in range(3):
         stack.down("sandbox-svc")
         stack.up("sandbox-svc")
-        assert stack.runtime.ListContainers(api_pb2.ListContainersRequest(), timeout=10).containers
+        assert stack.runtime.ListContainers(api_pb2.ListContainersRequest(), timeout=30).containers
 
 
 def test_a_change_is_never_sent_twice(stack: Stack) -> None:
     """A call in flight when its backend dies fails with the backend's name, and the new backend does not see it."""
-    call = stack.runtime.StopContainer.future(api_pb2.StopContainerRequest(), timeout=10)
-    assert stack.tiny.entered.acquire(timeout=5)
+    call = stack.runtime.StopContainer.future(api_pb2.StopContainerRequest(), timeout=30)
+    assert stack.tiny.entered.acquire(timeout=60)
     stack.down("sandbox-svc")
     stack.up("sandbox-svc")
     with pytest.raises(grpc.RpcError) as error:
@@ -144,8 +144,8 @@ def test_a_change_is_never_sent_twice(stack: Stack) -> None:
 
 def test_a_read_is_repeated_once(stack: Stack) -> None:
     """A read in flight when its backend dies is sent again and answered by the new one."""
-    call = stack.runtime.ContainerStatus.future(api_pb2.ContainerStatusRequest(), timeout=10)
-    assert stack.tiny.entered.acquire(timeout=5)
+    call = stack.runtime.ContainerStatus.future(api_pb2.ContainerStatusRequest(), timeout=30)
+    assert stack.tiny.entered.acquire(timeout=60)
     stack.down("sandbox-svc")
     stack.tiny.release.set()
     stack.up("sandbox-svc")
@@ -157,10 +157,10 @@ def test_a_read_is_repeated_once(stack: Stack) -> None:
 def test_cancel_reaches_the_backend(stack: Stack) -> None:
     """A caller that gives up cancels the backend's call."""
     call = stack.runtime.StopContainer.future(api_pb2.StopContainerRequest())
-    assert stack.tiny.entered.acquire(timeout=5)
+    assert stack.tiny.entered.acquire(timeout=60)
     call.cancel()
 
-    assert stack.tiny.cancelled.wait(5)
+    assert stack.tiny.cancelled.wait(30)
 
 
 def test_streams_pass_and_are_cancelled(stack: Stack) -> None:
@@ -170,7 +170,7 @@ def test_streams_pass_and_are_cancelled(stack: Stack) -> None:
     events.cancel()
 
     assert first.container_id == "c1"
-    assert stack.tiny.cancelled.wait(5)
+    assert stack.tiny.cancelled.wait(30)
 
 
 def test_a_stream_whose_backend_dies_ends_with_its_name(stack: Stack) -> None:
@@ -191,12 +191,12 @@ def test_version_and_status_answer_beside_many_blocked_calls(stack: Stack) -> No
     blocked = [stack.runtime.StopContainer.future(api_pb2.StopContainerRequest()) for _ in range(200)]
     for _ in blocked:
         assert stack.tiny.entered.acquire(timeout=20)
-    version = stack.runtime.Version(api_pb2.VersionRequest(), timeout=10)
-    stack.runtime.Status(api_pb2.StatusRequest(), timeout=10)
-    stack.runtime.ListContainers(api_pb2.ListContainersRequest(), timeout=10)
+    version = stack.runtime.Version(api_pb2.VersionRequest(), timeout=30)
+    stack.runtime.Status(api_pb2.StatusRequest(), timeout=30)
+    stack.runtime.ListContainers(api_pb2.ListContainersRequest(), timeout=30)
     stack.tiny.release.set()
     for call in blocked:
-        call.result(timeout=20)
+        call.result(timeout=60)
 
     assert version.runtime_name == "bulkhead"
 
@@ -205,8 +205,8 @@ def test_a_dead_backend_holds_up_neither_version_nor_the_other_service(stack: St
     """While short calls to one backend wait for it, Version and the other backend's calls are answered."""
     stack.down("sandbox-svc")
     waiting = [stack.runtime.ListContainers.future(api_pb2.ListContainersRequest()) for _ in range(40)]
-    stack.runtime.Version(api_pb2.VersionRequest(), timeout=5)
-    stack.images.ImageStatus(api_pb2.ImageStatusRequest(), timeout=5)
+    stack.runtime.Version(api_pb2.VersionRequest(), timeout=30)
+    stack.images.ImageStatus(api_pb2.ImageStatusRequest(), timeout=30)
     for call in waiting:
         assert call.exception(timeout=20).code() is grpc.StatusCode.UNAVAILABLE
 
@@ -230,8 +230,8 @@ def test_status_merges_what_was_seen(stack: Stack) -> None:
     """Status carries sandbox-svc's network condition, its handlers, and a condition for each other service."""
     until(lambda: not stack.frontend.watch.findings.trouble)
     until(lambda: not stack.frontend.watch.findings.others["ImageServiceReady"])
-    plain = stack.runtime.Status(api_pb2.StatusRequest(), timeout=5)
-    verbose = stack.runtime.Status(api_pb2.StatusRequest(verbose=True), timeout=5)
+    plain = stack.runtime.Status(api_pb2.StatusRequest(), timeout=30)
+    verbose = stack.runtime.Status(api_pb2.StatusRequest(verbose=True), timeout=30)
     conditions = {condition.type: condition for condition in plain.status.conditions}
 
     assert conditions["RuntimeReady"].status

@@ -165,18 +165,18 @@ def test_any_json_is_judged(fields: dict[str, str]) -> None:
 def test_a_giant_without_primes_is_not_taken_apart() -> None:
     """A JWK of ten thousands of bits that states no primes is refused at once: to look for them takes minutes."""
     number = base64.urlsafe_b64encode(b"\xff" * 6000).decode().rstrip("=")
-    began = time.monotonic()
+    began = time.process_time()
     found = recognise.recognise(json.dumps({"kty": "RSA", "n": number, "e": "AQAB", "d": number}).encode())
 
     assert "do not fit together" in found.error
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_giant_exponents_are_not_raised_to() -> None:
     """Nor does a JWK whose modulus is of a usual size take its time through exponents that are not."""
     n, giant = (base64.urlsafe_b64encode(b"\xff" * size).decode().rstrip("=") for size in (1024, 6000))
-    began = time.monotonic()
+    began = time.process_time()
     found = recognise.recognise(json.dumps({"kty": "RSA", "n": n, "e": giant, "d": giant}).encode())
 
     assert "do not fit together" in found.error
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1

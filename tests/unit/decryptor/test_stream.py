@@ -118,7 +118,7 @@ def test_pipes_flow() -> None:
     os.close(from_read)
     os.close(to_write)
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
 
     assert bytes(got) == plain
 

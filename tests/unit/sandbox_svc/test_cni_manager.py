@@ -292,7 +292,7 @@ def test_adds_pass_a_gate_and_deletes_do_not(plugins: Plugins, conf_dir: Path) -
         waiting.start()
         subject.delete(POD, None)
         assert plugins.verbs == ["DEL bridge"]
-    waiting.join(5)
+    waiting.join(60)
     assert plugins.verbs == ["DEL bridge", "ADD bridge"]
 
 

@@ -58,7 +58,7 @@ def test_what_cannot_be_undone_is_tried_again(world: Any, monkeypatch: pytest.Mo
     world.node.database.intend("y", [Entry("cni", {}), Entry("snapshot", {})])
     world.node.ledger = Ledger(world.node.database, {"snapshot": snapshot, "cni": lambda entry: None})
     world.node.background.behind("leftovers", leftovers.watch, world.node)
-    assert undone.wait(5)
+    assert undone.wait(30)
 
 
 def test_settling_leaves_a_creation_alone(world: Any) -> None:
@@ -69,7 +69,7 @@ def test_settling_leaves_a_creation_alone(world: Any) -> None:
     with made.operation:
         worker = threading.Thread(target=recovery.settle, args=(world.node, world.pod))
         worker.start()
-        worker.join(5)
+        worker.join(60)
         assert not worker.is_alive()
     assert world.undone == []
     assert made in world.node.model.containers_of(world.pod)
@@ -85,7 +85,7 @@ def test_settling_waits_for_a_start(world: Any) -> None:
         worker.join(0.2)
         assert world.undone == []
         world.link.unknown.clear()
-    worker.join(5)
+    worker.join(60)
     assert world.undone == []
     assert world.container.state == cri.CONTAINER_RUNNING
 
@@ -102,10 +102,13 @@ def test_a_shim_that_hangs_up_again_and_again_costs_one_thread(world: Any, monke
         raise Unavailable("the connection ended before the answer came")
 
     monkeypatch.setattr(recovery, "_reported", lambda link: hang_up())
+    began = time.monotonic()
     recovery.soon(world.node, world.pod)
-    time.sleep(0.55)
+    while len(tries) < 5:
+        assert time.monotonic() < began + 60
+        time.sleep(0.01)
     world.node.background.stopping.set()
-    assert 3 <= len(tries) <= 7
+    assert len(tries) <= (time.monotonic() - began) / recovery.SPACING + 2
 
 
 def test_a_lost_connection_does_not_wait_for_the_next_try(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,13 +260,13 @@ def test_after_a_reboot_pods_are_dead_and_can_be_taken_away(tmp_path: Path) -> N
     assert pod.state == cri.SANDBOX_NOTREADY
     assert node.model.container(ran).state == cri.CONTAINER_UNKNOWN
     for settling in recovery.start(node):
-        settling.result(10)
+        settling.result(60)
     record = node.model.container(ran).record
     assert (record.exit_code, record.reason) == (255, "ContainerStatusUnknown")
     assert node.model.container(created).state == cri.CONTAINER_CREATED
     with pytest.raises(FailedPrecondition):
         pod.require_ready()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while removed != [half]:
         assert time.monotonic() < deadline, removed
         time.sleep(0.01)

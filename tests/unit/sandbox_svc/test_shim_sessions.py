@@ -86,7 +86,7 @@ class Client:
         seqpacket.send(self.sock, message)
 
     def receive(self) -> dict[str, Any] | None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             self.server.loop.turn(0.02)
             try:

@@ -78,7 +78,7 @@ def test_what_was_removed_meanwhile_is_not_started(starting: Any) -> None:
             outcome = pool.submit(start, starting)
             time.sleep(0.05)
             starting.container.update(phase=Phase.REMOVING)
-        assert isinstance(outcome.exception(5), NotFound)
+        assert isinstance(outcome.exception(60), NotFound)
     assert starting.container.record.started_at == 0
 
 

@@ -1,4 +1,5 @@
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -8,12 +9,13 @@ from sandbox_svc.stats import layers
 
 
 def wait_for(meter: layers.LayerMeter, directory: Path, above: int = 0) -> layers.LayerUsage:
-    for _ in range(300):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         found = meter.usage(str(directory))
         if found and found.timestamp > above:
             return found
         time.sleep(0.01)
-    raise AssertionError("no count within 3 s")
+    raise AssertionError("no count within a minute")
 
 
 def test_hard_links_count_once_and_links_are_not_followed(tmp_path: Path) -> None:
@@ -42,12 +44,14 @@ def test_a_count_is_repeated(tmp_path: Path) -> None:
 
 def test_nobody_waits_for_a_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The question is answered at once, however long counting takes."""
-    monkeypatch.setattr(layers, "measure", lambda directory: time.sleep(0.3))
+    counted = threading.Event()
+    monkeypatch.setattr(layers, "measure", lambda directory: counted.wait(60) and None)
     meter = layers.LayerMeter(10)
     began = time.monotonic()
     assert meter.usage(str(tmp_path)) is None
     assert meter.usage(str(tmp_path)) is None
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < 50
+    counted.set()
     meter.close()
 
 

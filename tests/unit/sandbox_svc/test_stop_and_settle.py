@@ -62,9 +62,9 @@ def test_the_shortest_grace_counts_for_all(world: Any) -> None:
         first = pool.submit(stop_container.stop, world.node, world.container, 60)
         time.sleep(0.05)
         second = pool.submit(stop_container.stop, world.node, world.container, 0.1)
-        first.result(5)
-        second.result(5)
-    assert time.monotonic() - began < 3
+        first.result(60)
+        second.result(60)
+    assert time.monotonic() - began < 50
     assert world.link.calls[0] == ("kill", "c", 15)
     assert world.link.calls.count(("kill", "c", 15)) == 1
     assert world.container.kill_at is None
@@ -166,7 +166,7 @@ def test_an_exit_is_recorded_and_its_task_deleted(world: Any) -> None:
     world.node.watcher.park(world.container, world.link)  # the future is done already
     assert world.container.wait_for(lambda record: record.finished_at > 0, 5)
     assert world.container.record.finished_at == 5_000_000_007
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while ("c", "task") not in world.undone and time.monotonic() < deadline:
         time.sleep(0.01)
     assert ("c", "task") in world.undone
@@ -245,10 +245,10 @@ def test_work_keeps_the_correlation_id() -> None:
     background, seen = Background(), threading.Event()
     token = log.correlation.set("abc")
     try:
-        assert background.operation(log.correlation.get).result(5) == "abc"
-        assert background.part(log.correlation.get).result(5) == "abc"
+        assert background.operation(log.correlation.get).result(60) == "abc"
+        assert background.part(log.correlation.get).result(60) == "abc"
         background.behind("test", lambda: seen.set() if log.correlation.get() == "abc" else None)
-        assert seen.wait(5)
+        assert seen.wait(30)
     finally:
         log.correlation.reset(token)
         background.stop()

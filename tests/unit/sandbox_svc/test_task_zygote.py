@@ -29,7 +29,7 @@ def late_zygote(state: Path, answer: dict[str, Any]) -> Iterator[list[object]]:
     thread = threading.Thread(target=serve)
     thread.start()
     yield orders
-    thread.join(5)
+    thread.join(60)
 
 
 def test_a_fork_waits_for_a_zygote_that_is_started_again(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_terminal(server: RunningServer, shim: FakeShim) -> None:
     def program(process: Process) -> int:
         process.write(b"%d" % os.get_terminal_size(process.stdout).columns)
         process.resized.clear()
-        assert process.resized.wait(5)
+        assert process.resized.wait(30)
         process.write(b" %d" % os.get_terminal_size(process.stdout).columns)
         process.write(b" " + process.read())
         return 0
@@ -150,23 +150,23 @@ def test_attach(server: RunningServer, shim: FakeShim) -> None:
 
 def test_hang_up_reaches_the_shim(server: RunningServer, shim: FakeShim) -> None:
     """The client's death closes the control socket, within moments."""
-    token = shim.exec(lambda p: int(p.gone.wait(10)))
+    token = shim.exec(lambda p: int(p.gone.wait(60)))
     with SpdyClient(server.port, f"/exec/{token}") as client:
         run(client, "error", "stdout", "stderr")
         wait_for(lambda: bool(shim.processes))
 
-    assert shim.processes[0].gone.wait(3)
+    assert shim.processes[0].gone.wait(30)
 
 
 def test_hang_up_of_a_client_whose_input_nobody_takes(server: RunningServer, shim: FakeShim) -> None:
     """A connection that is not read from, because the process reads nothing, is watched all the same."""
-    token = shim.exec(lambda p: int(p.gone.wait(10)), stdin=True)
+    token = shim.exec(lambda p: int(p.gone.wait(60)), stdin=True)
     with SpdyClient(server.port, f"/exec/{token}") as client:
         streams = run(client, "error", "stdin", "stdout", "stderr")
         client.send(streams["stdin"], b"x" * 500_000)
         time.sleep(0.2)
 
-    assert shim.processes[0].gone.wait(6)
+    assert shim.processes[0].gone.wait(30)
 
 
 def test_input_waits_for_a_process_that_reads_slowly(server: RunningServer, shim: FakeShim) -> None:
@@ -182,7 +182,7 @@ def test_input_waits_for_a_process_that_reads_slowly(server: RunningServer, shim
 
     with SpdyClient(server.port, f"/exec/{shim.exec(program, stdin=True)}") as client:
         streams = run(client, "error", "stdin", "stdout", "stderr")
-        client.sock.settimeout(20)
+        client.sock.settimeout(60)
         for _ in range(100):
             client.send(streams["stdin"], b"x" * 100_000)
         client.send(streams["stdin"], b"", fin=True)
@@ -218,7 +218,7 @@ def test_a_child_that_keeps_the_output_open(server: RunningServer, shim: FakeShi
 
         assert status(client, streams)["status"] == "Success"
         assert client.finished(streams["stdout"]) == b"last words"
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 25
 
 
 def test_missing_streams(server: RunningServer, shim: FakeShim, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,19 +278,19 @@ def test_a_reset_of_the_output_stream(server: RunningServer, shim: FakeShim) -> 
 
 def test_a_protocol_error_ends_the_session(server: RunningServer, shim: FakeShim) -> None:
     """And kills the process; the server lives."""
-    token = shim.exec(lambda p: int(p.gone.wait(10)))
+    token = shim.exec(lambda p: int(p.gone.wait(60)))
     with SpdyClient(server.port, f"/exec/{token}") as client:
         run(client, "error", "stdout", "stderr")
         wait_for(lambda: bool(shim.processes))
         client.sock.sendall(b"\x80\x02" + bytes(20))
 
-        assert shim.processes[0].gone.wait(5)
+        assert shim.processes[0].gone.wait(30)
         client.drain()
     with SpdyClient(server.port, f"/exec/{shim.exec(lambda p: 0)}") as client:
         assert status(client, run(client, "error", "stdout", "stderr"))["status"] == "Success"
 
 
-def wait_for(condition: Callable[[], bool], timeout: float = 5) -> None:
+def wait_for(condition: Callable[[], bool], timeout: float = 60) -> None:
     """Wait until the condition holds."""
     limit = time.monotonic() + timeout
     while not condition():

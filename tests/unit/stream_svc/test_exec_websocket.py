@@ -106,7 +106,7 @@ def test_attach(server: RunningServer, shim: FakeShim) -> None:
 @pytest.mark.parametrize("polite", [True, False])
 def test_hang_up_reaches_the_shim(server: RunningServer, shim: FakeShim, polite: bool) -> None:
     """With a close frame or without."""
-    token = shim.exec(lambda p: p.write(b"up") or int(p.gone.wait(10)))
+    token = shim.exec(lambda p: p.write(b"up") or int(p.gone.wait(60)))
     with WebSocketClient(server.port, f"/exec/{token}") as client:
         client.until(lambda: client.channel(STDOUT))
         if polite:
@@ -115,7 +115,7 @@ def test_hang_up_reaches_the_shim(server: RunningServer, shim: FakeShim, polite:
             assert client.closed() == websocket.NORMAL
             client.drain()
 
-    assert shim.processes[0].gone.wait(3)
+    assert shim.processes[0].gone.wait(30)
 
 
 def test_pings_are_answered_during_a_session(server: RunningServer, shim: FakeShim) -> None:
@@ -130,13 +130,13 @@ def test_pings_are_answered_during_a_session(server: RunningServer, shim: FakeSh
 
 def test_nonsense_is_answered_with_its_close_code(server: RunningServer, shim: FakeShim) -> None:
     """And the process is killed."""
-    token = shim.exec(lambda p: p.write(b"up") or int(p.gone.wait(10)))
+    token = shim.exec(lambda p: p.write(b"up") or int(p.gone.wait(60)))
     with WebSocketClient(server.port, f"/exec/{token}") as client:
         client.until(lambda: client.channel(STDOUT))
         client.sock.sendall(b"\xff\x80\x00\x00\x00\x00")
 
         assert client.closed() == websocket.PROTOCOL_ERROR
-    assert shim.processes[0].gone.wait(3)
+    assert shim.processes[0].gone.wait(30)
 
 
 def test_a_channel_that_does_not_exist_is_dropped(server: RunningServer, shim: FakeShim) -> None:

@@ -35,7 +35,7 @@ def pod(serve: Callable[[socket.socket], None], connections: int = 1) -> Iterato
         thread = threading.Thread(target=loop)
         thread.start()
         yield listener.getsockname()[1]
-        thread.join(10)
+        thread.join(60)
 
 
 def answer_at_the_end(sock: socket.socket) -> None:
@@ -210,7 +210,7 @@ def test_a_reset_closes_the_pods_connection(server: RunningServer, shim: FakeShi
         client.spdy.reset(data, Status.CANCEL)
         client.flush()
 
-        assert ended.wait(5)
+        assert ended.wait(30)
         assert client.finished(error) == b""
 
 

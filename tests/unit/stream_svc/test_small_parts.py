@@ -151,4 +151,4 @@ def test_node_address_is_an_address() -> None:
 def test_listening_everywhere(tmp_path: Path) -> None:
     """An empty address takes IPv4 connections too."""
     with address.listen("", "0", tmp_path / "port") as listener:
-        socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=5).close()
+        socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=30).close()

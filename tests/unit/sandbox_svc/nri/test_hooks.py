@@ -82,7 +82,7 @@ def worlds() -> Iterator[list[World]]:
         for peer in world.peers:
             with contextlib.suppress(OSError):
                 peer.theirs.shutdown(2)
-            peer._thread.join(6)
+            peer._thread.join(60)
             peer.close()
         for plugin in plugins:
             eventually(lambda plugin=plugin: plugin.closed)  # type: ignore[misc]
@@ -300,7 +300,7 @@ def test_a_synchronization_waits_for_operations(world: World) -> None:
         time.sleep(0.05)
         assert peer.methods() == ["Configure"]
         world.node.pods.append(pod("late"))
-    admitting.join(5)
+    admitting.join(60)
 
     told = nri.SynchronizeRequest.FromString(peer.called[1][1])
     assert [one.id for one in told.pods] == ["late"]
@@ -312,12 +312,12 @@ def test_what_happens_during_a_synchronization_is_heard_after_it(world: World) -
 
     def slow(raw: bytes) -> nri.SynchronizeResponse:
         told.set()
-        go.wait(5)
+        go.wait(30)
         return nri.SynchronizeResponse()
 
     joining = threading.Thread(target=world.join, args=("10-a", {"Synchronize": slow}))
     joining.start()
-    assert told.wait(5)
+    assert told.wait(30)
     assert world.hooks.active
     calls = [threading.Thread(target=call, args=(world.hooks,)) for call in (REFUSABLE | FINAL).values()]
     for call in calls:
@@ -326,7 +326,7 @@ def test_what_happens_during_a_synchronization_is_heard_after_it(world: World) -
     assert world.peers[0].methods() == ["Configure", "Synchronize"]
     go.set()
     for thread in (joining, *calls):
-        thread.join(5)
+        thread.join(60)
 
     assert sorted(world.peers[0].methods()[2:]) == sorted([*REFUSABLE, *FINAL])
 
@@ -407,7 +407,7 @@ def test_requests_are_made_one_at_a_time(world: World) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
 
     assert most == [1] * 5
 

@@ -20,7 +20,9 @@ from sandbox_svc.nri.events import ALL_EVENTS
 from sandbox_svc.nri.plugin import SYNC_LIMIT, UPDATES_AT_ONCE, Plugin
 from support.nri_peer import Answers, Peer
 
-CONFIG = Nri(plugin_registration_timeout=0.5, plugin_request_timeout=0.3)
+#: A plugin on a busy machine takes its time; the other is for those that are too slow.
+CONFIG = Nri(plugin_registration_timeout=60, plugin_request_timeout=60)
+IMPATIENT = Nri(plugin_registration_timeout=0.5, plugin_request_timeout=0.3)
 
 
 class Pair:
@@ -36,7 +38,7 @@ class Pair:
 
     def _update(self, updates: Sequence[nri.ContainerUpdate]) -> list[nri.ContainerUpdate]:
         self.updates.append(updates)
-        self.hold.wait(5)
+        self.hold.wait(30)
         return list(updates[:1])
 
     def begin(self, name: str = "p", index: str = "10") -> None:
@@ -44,11 +46,15 @@ class Pair:
         registering = threading.Thread(target=self.peer.register, args=(name, index), daemon=True)
         registering.start()
         self.plugin.begin()
-        registering.join(5)
+        registering.join(60)
+
+    def hasten(self, config: Nri = IMPATIENT) -> None:
+        """Give the plugin so much time from now on."""
+        self.plugin._config = config
 
     def wait_for_end(self) -> None:
         """Wait until the connection is seen to have ended."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while not self.ended:
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -87,7 +93,7 @@ def test_a_plugin_registers_and_is_configured() -> None:
     method, raw = pair.peer.called[0]
     told = nri.ConfigureRequest.FromString(raw)
     assert (method, told.runtime_name, told.runtime_version) == ("Configure", "bulkhead", "1.2")
-    assert (told.registration_timeout, told.request_timeout) == (500, 300)
+    assert (told.registration_timeout, told.request_timeout) == (60_000, 60_000)
 
 
 def test_a_mask_and_a_policy_are_kept() -> None:
@@ -124,7 +130,7 @@ def test_names_and_indices_are_checked(name: str, index: str, said: str) -> None
 
     with pytest.raises(InvalidArgument, match=said):
         pair.plugin.begin()
-    registering.join(5)
+    registering.join(60)
     assert answers[0].status.code == InvalidArgument.code
 
 
@@ -139,12 +145,12 @@ def test_a_plugin_registers_once() -> None:
 
 def test_silence_is_not_waited_for() -> None:
     """One that never registers is given up after the registration's time."""
-    pair = make()
+    pair = make(config=IMPATIENT)
     began = time.monotonic()
 
     with pytest.raises(TimedOut, match=r"no registration within 0\.5 s"):
         pair.plugin.begin()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
 
 
 def test_hanging_up_before_registering_is_seen_at_once() -> None:
@@ -167,17 +173,20 @@ def test_events_that_do_not_exist_are_refused() -> None:
 def test_a_request_that_is_not_answered_ends() -> None:
     """The failure is the plugin's, within the request's time; a late answer disturbs nobody."""
     late: list[int] = []
+    go = threading.Event()
 
     def slow(raw: bytes) -> nri.Empty:
         late.append(1)
-        time.sleep(0.5)
+        go.wait(60)
         return nri.Empty()
 
     pair = make({"RunPodSandbox": slow})
     pair.begin()
+    pair.hasten()
     with pytest.raises(TimedOut, match=r"within 0\.3 s"):
         pair.plugin.ask(Event.RUN_POD_SANDBOX, nri.RunPodSandboxRequest())
-    time.sleep(0.3)
+    pair.hasten(CONFIG)
+    go.set()
 
     assert pair.plugin.ask(Event.START_CONTAINER, nri.StartContainerRequest()) is not None
     assert late == [1]
@@ -213,7 +222,7 @@ def test_hanging_up_ends_a_request() -> None:
 
     with pytest.raises(Lost):
         pair.plugin.ask(Event.RUN_POD_SANDBOX, nri.RunPodSandboxRequest())
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
     pair.wait_for_end()
     with pytest.raises(Lost):
         pair.plugin.ask(Event.RUN_POD_SANDBOX, nri.RunPodSandboxRequest())
@@ -301,12 +310,12 @@ def test_updates_wait_for_configuration() -> None:
 
 def test_another_call_is_no_registration() -> None:
     """A plugin that asks for updates before it has registered is refused them, and is not used without a name."""
-    pair = make()
+    pair = make(config=IMPATIENT)
     asking = threading.Thread(target=lambda: pair.peer.call("UpdateContainers", nri.UpdateContainersRequest()))
     asking.start()
     with pytest.raises(TimedOut, match="no registration"):
         pair.plugin.begin()
-    asking.join(5)
+    asking.join(60)
 
 
 def test_a_flood_of_updates_is_bounded() -> None:
@@ -374,16 +383,19 @@ def test_a_request_beyond_the_limit_is_answered_and_not_kept() -> None:
         assert len(pair.plugin._connection._requests._buffer) < 1 << 20
 
     with pair.peer._came:
-        assert pair.peer._came.wait_for(lambda: 4001 in pair.peer.replies, 5)
+        assert pair.peer._came.wait_for(lambda: 4001 in pair.peer.replies, 60)
     assert pair.peer.replies[4001].status.code == ResourceExhausted.code
     assert pair.plugin.ask(Event.START_CONTAINER, nri.StartContainerRequest()) is not None
 
 
 def test_a_plugin_that_does_not_read_is_disconnected() -> None:
     """A message that cannot be written within the request's time ends the connection."""
-    pair = make()
+    pair, go = make(), threading.Event()
     pair.begin()
-    pair.peer.answers["RunPodSandbox"] = lambda raw: time.sleep(1)  # the peer's only thread reads nothing meanwhile
+    pair.hasten()
+    pair.peer.ours.settimeout(IMPATIENT.plugin_request_timeout)
+    # The peer's only thread reads nothing meanwhile.
+    pair.peer.answers["RunPodSandbox"] = lambda raw: nri.Empty() if go.wait(60) else None
     with pytest.raises(TimedOut):
         pair.plugin.ask(Event.RUN_POD_SANDBOX, nri.RunPodSandboxRequest())
     big = nri.StartContainerRequest(container=nri.Container(name="x" * 3_000_000))
@@ -391,7 +403,8 @@ def test_a_plugin_that_does_not_read_is_disconnected() -> None:
 
     with pytest.raises(Lost):
         pair.plugin.ask(Event.START_CONTAINER, big)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
+    go.set()
     pair.wait_for_end()
 
 
