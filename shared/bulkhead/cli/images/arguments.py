@@ -28,14 +28,20 @@ class Interspersed(argparse.ArgumentParser):
     _within = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # its overloads say nothing more
-        """Parse what a verb was given; argparse itself calls this for each of its two passes."""
+        """Parse what a verb was given; argparse itself calls this for each of its two passes.
+
+        What the verb does not know is refused here, beside its usage: the command as a whole would show its own.
+        """
         if self._within:
             return super().parse_known_args(args, namespace)
         self._within = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            found, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._within = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 Run = Callable[[argparse.Namespace], int]

@@ -389,6 +389,14 @@ def test_explain(node: Station, registry: FakeRegistry, image: Image) -> None:
     assert json.loads(node.images("explain", "--offline", "--json", "busybox").out)["hosts"]
 
 
+def test_an_unknown_option(node: Station) -> None:
+    """It is refused beside the usage of the verb."""
+    ran = node.images("explain", "--loud", "busybox")
+    assert ran.status == exits.USAGE
+    assert "images explain [-h]" in ran.err.splitlines()[0]
+    assert ran.err.endswith("error: unrecognized arguments: --loud\n")
+
+
 def test_watch_once(node: Station) -> None:
     """With nothing under way there is nothing to show, and said so; an interval that is none is wrong usage."""
     ran = node.images("watch", "--once")
