@@ -1,5 +1,6 @@
 """Which process is which: a pid counts only together with its start time and the boot it was seen in."""
 
+import contextlib
 import functools
 import os
 import select
@@ -62,6 +63,17 @@ def gone_within(process: Process | None, timeout: float) -> bool:
         return bool(poll.poll(timeout * 1000))
     finally:
         os.close(fd)
+
+
+def running(program: str, word: str) -> list[Process]:
+    """Return the processes that were started as a program of that file name with a word among their arguments."""
+    name, wanted, found = os.path.basename(program).encode(), word.encode(), []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            first, *arguments = path.read_bytes().split(b"\0")
+            if os.path.basename(first) == name and wanted in arguments:
+                found.append(identify(int(path.parent.name)))
+    return [each for each in found if each is not None]
 
 
 def started_at(process: Process) -> int:

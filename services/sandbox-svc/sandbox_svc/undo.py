@@ -220,6 +220,11 @@ def _end_foreign(binding: ShimBinding, ident: str) -> None:
         return
     if not process.gone_within(binding.foreign_process, 2.0):
         process.kill(binding.foreign_process)
+    if binding.foreign_process is None:
+        # Its start was not lived to be noted. Shims have the pod's id among their arguments, as containerd starts them.
+        for stray in process.running(binding.binary, ident):
+            process.kill(stray)
+            process.gone_within(stray, 2.0)
     place = Path(binding.bundle)
     if place.is_dir():
         foreign.delete(binding.binary, ident, place, namespace=binding.namespace, events=Path(binding.events))
