@@ -84,7 +84,7 @@ class Layouts:
             if target.media_type and target.media_type not in media.INDEXES | media.MANIFESTS:
                 continue
             self._check_target(target, where)
-            own = () if named else _own_names(target.annotations, base_name, where)
+            own = () if named else _own_names(target, base_name, where)
             by_target.setdefault(target.digest, (target, {}))[1].update(dict.fromkeys(own))
         return [Incoming(target, tuple(names)) for target, names in by_target.values()]
 
@@ -183,19 +183,27 @@ def _manifest(config: Descriptor, layers: Sequence[Descriptor]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def _own_names(annotations: dict[str, str], base_name: str, where: str) -> tuple[Reference, ...]:
-    """Return what an entry of an OCI layout calls its image; a bare tag needs to be told what it is a tag of."""
-    full, short = annotations.get(FULL_NAME, ""), annotations.get(REF_NAME, "")
-    if full and not base_name:
-        return (reference.parse(full),)
-    if not short:
-        return (reference.parse(full),) if full else ()
-    if not _TAG.fullmatch(short):
-        return (reference.parse(short),)
-    if not base_name:
-        text = f"{where}: it is called {short!r} only; say what that is a tag of (base_name), or give the image a name"
-        raise InvalidArgument(text)
-    return (reference.parse_tagged(f"{base_name}:{short}"),)
+def _own_names(target: Descriptor, base_name: str, where: str) -> tuple[Reference, ...]:
+    """Return what an entry of an OCI layout calls its image; a bare tag needs to be told what it is a tag of.
+
+    DataLoss for a name with the digest of something else, which pods that are pinned to it would run.
+    """
+    full, short = target.annotations.get(FULL_NAME, ""), target.annotations.get(REF_NAME, "")
+    if full and not (base_name and short):
+        text = full
+    elif not _TAG.fullmatch(short):
+        text = short
+    else:
+        if not base_name:
+            only = f"{where}: it is called {short!r} only"
+            raise InvalidArgument(f"{only}; say what that is a tag of (base_name), or give the image a name")
+        return (reference.parse_tagged(f"{base_name}:{short}"),)
+    if not text:
+        return ()
+    name = reference.parse(text)
+    if name.digest and name.digest != target.digest:
+        raise DataLoss(f"{where}: it is called {text[:300]!r}, and has digest {target.digest}; give it another name")
+    return (name,)
 
 
 def _renamed(found: list[Incoming], given: tuple[Reference, ...]) -> list[Incoming]:

@@ -247,6 +247,23 @@ def test_a_missing_blob(node: Station, image: Image, which: int) -> None:
     assert digest(missing) in text
 
 
+@pytest.mark.parametrize("key", [FULL_NAME, REF_NAME])
+@pytest.mark.parametrize("options", [pb.ImportOptions(), pb.ImportOptions(no_unpack=True)], ids=["unpacked", "kept"])
+def test_a_name_with_the_digest_of_something_else(
+    node: Station, image: Image, key: str, options: pb.ImportOptions
+) -> None:
+    """Nothing gets a name that pods use to be sure what they run, beside another name or alone, but what has it."""
+    own, other = digest(image.manifest()), digest(b"what pods are pinned to")
+    for names in (["x.io/app:1", f"x.io/app@{other}"], [f"x.io/app@{other}"]):
+        entries = [archives.entry(image.manifest(), MEDIA["oci"]["manifest"], **{key: name}) for name in names]
+        code, text = refused(node, archives.tar(archives.layout(entries, archives.image_blobs(image))), options)
+        assert code is grpc.StatusCode.DATA_LOSS
+        assert f"it is called 'x.io/app@{other}', and has digest {own}" in text
+    entries = [archives.entry(image.manifest(), MEDIA["oci"]["manifest"], **{key: f"x.io/app@{own}"})]
+    node.send(archives.tar(archives.layout(entries, archives.image_blobs(image))), options)
+    assert node.stub.Inspect(pb.InspectRequest(image=f"x.io/app@{own}"), timeout=5).image.target_digest == own
+
+
 def test_not_an_archive(node: Station, image: Image) -> None:
     """What is no tar, no image, cut or empty says so."""
     whole = archives.tar(archives.oci(image))
