@@ -1,4 +1,4 @@
-"""A shim that is not ours, and sandbox-svc killed before it has written down who that is."""
+"""Shims that are not ours and are killed, or whose start was not lived to be written down: nothing of them stays."""
 
 import stat
 import time
@@ -58,3 +58,19 @@ def test_a_shim_whose_start_nobody_noted_is_ended(sandbox: Sandbox, tmp_path: Pa
         time.sleep(0.05)
     assert (process.alive(stray), sandbox.remains()) == (False, [])
     assert process.running(str(REAL), bundle.parent.name) == []
+
+
+def test_a_killed_shims_runtime_keeps_nothing(sandbox: Sandbox) -> None:
+    """What the runtime keeps of a killed shim's containers goes with them, not that of the pause container alone."""
+    pods = sandbox.pods("stock")
+    config = pods.config("killed")
+    pod = pods.run(config)
+    container = pods.start(pod, config, "c", "exec sleep 1000")
+    (shim,) = process.running(str(REAL), pod)
+    assert process.kill(shim)
+    pods.wait_exited(container)
+    sandbox.remove_all()
+
+    assert sandbox.remains() == []
+    assert list((sandbox.state / "runtime").glob("*/*/*")) == []
+    assert "delete of" not in sandbox.log

@@ -150,6 +150,8 @@ class Undoer:
             raise FailedPrecondition(f"cgroup {path}: processes survive SIGKILL")
         if silence is not None:
             raise silence
+        if link.binding.foreign_process is not None and not process.alive(link.binding.foreign_process):
+            self._tidy_foreign(link.binding, ident)
         orphans.drop(paths.bundle(self._state, ident), ident)
         if path:
             cgroup.remove(path)
@@ -182,9 +184,22 @@ class Undoer:
                 if not process.gone_within(who, 2.0):
                     process.kill(who)
             link.close()
-            _end_foreign(link.binding, entry.owner)
+            if link.binding.foreign:
+                _end_foreign(link.binding, entry.owner)
+                self._tidy_foreign(link.binding, entry.owner)
         if where := entry.data["shim"].get("directory"):
             trees.remove(Path(where))
+
+    def _tidy_foreign(self, binding: ShimBinding, ident: str) -> None:
+        """Have the binary of a foreign shim that is gone tidy up after a container, as containerd does for each.
+
+        A runtime that was killed while it made the container may not know it and leave its directory even then.
+        """
+        place = paths.bundle(self._state, ident)
+        if place.is_dir():
+            foreign.delete(binding.binary, ident, place, namespace=binding.namespace, events=Path(binding.events))
+        for kept in (self._state / "runtime").glob(f"*/{binding.namespace}/{ident}"):
+            trees.remove(kept)
 
     @staticmethod
     def _who(link: Link) -> Process | None:
@@ -215,9 +230,7 @@ class _Borrowed:
 
 
 def _end_foreign(binding: ShimBinding, ident: str) -> None:
-    """Make sure that a foreign shim is gone, and have its binary tidy up after it."""
-    if not binding.foreign:
-        return
+    """Make sure that a foreign shim is gone."""
     if not process.gone_within(binding.foreign_process, 2.0):
         process.kill(binding.foreign_process)
     if binding.foreign_process is None:
@@ -225,6 +238,3 @@ def _end_foreign(binding: ShimBinding, ident: str) -> None:
         for stray in process.running(binding.binary, ident):
             process.kill(stray)
             process.gone_within(stray, 2.0)
-    place = Path(binding.bundle)
-    if place.is_dir():
-        foreign.delete(binding.binary, ident, place, namespace=binding.namespace, events=Path(binding.events))
