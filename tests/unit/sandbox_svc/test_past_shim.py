@@ -51,6 +51,14 @@ def test_the_stop_signal_reaches_the_process_past_a_silent_shim(world: Any, monk
     assert world.container.record.exit_code == 0
 
 
+def test_a_process_that_ended_with_its_shim_is_stopped(world: Any) -> None:
+    """Before anybody has recorded the end of either, a stop with grace is no error: there is nothing to signal."""
+    world.link.refuse = Unavailable("it is dead")
+    world.container.update(process=Process(1, 2, "an earlier boot"))
+    stop_container.stop(world.node, world.container, 0.05)
+    assert world.container.state == cri.CONTAINER_EXITED
+
+
 def test_an_exit_nobody_told_of_is_asked_for(world: Any) -> None:
     """The process ended while nobody waited: the shim says so, and how."""
     world.container.doubt(True)

@@ -71,11 +71,11 @@ def stop(node: Node, container: Container, grace: float, context: grpc.ServicerC
 
 
 def ask(container: Container, number: int) -> None:
-    """Send the stop signal: through the shim, or past it if it does not answer."""
+    """Send the stop signal: through the shim, or past it if it does not answer; what has ended needs none."""
     try:
         _link(container).kill(container.id, number)
     except BulkheadError:
-        if not process.kill(container.record.process, number):
+        if not process.kill(container.record.process, number) and process.alive(container.record.process):
             raise
 
 
