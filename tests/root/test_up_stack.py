@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -76,7 +77,9 @@ def test_calls_wait_for_a_killed_backend(stack: SmallStack) -> None:
     gate = stack.directory / "gate"
     flying = runtime.StopContainer.future(cri.StopContainerRequest(container_id=str(gate)), timeout=60)
     stack.wait(lambda: "StopContainer has begun" in stack.log)
-    os.kill(stack.pid("sandbox-svc"), signal.SIGKILL)
+    os.kill(killed := stack.pid("sandbox-svc"), signal.SIGKILL)
+    # What reaches it while it dies is in flight, too.
+    stack.wait(lambda: not Path(f"/proc/{killed}").exists())
     runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=60)
     error = flying.exception(timeout=30)
     channel.close()
