@@ -221,7 +221,7 @@ def test_layer_keys_stay_in_the_decryptor(stack: SmallStack, keys: Keys) -> None
     secret = os.urandom(32)
     payload = Private(secret, b"n" * 16, "").to_json()
     recipient = keys_pb2.Recipient(scheme="jwe", key=keys.public)
-    wrapped = annotations(payload, [recipient], Tools({}, None), Deadline(10, "wrapping"))
+    wrapped = annotations(payload, [recipient], Tools({}, None), Deadline(60, "wrapping"))
     layer = encrypted({**wrapped, PUBLIC: to_annotation(b"m" * 32)}, b"")
     (read, write), (out, sink) = os.pipe(), os.pipe()
     pid = stack.pid("decryptor")

@@ -132,7 +132,7 @@ def seal(blob: bytes, public_key: bytes, media_type: str, *, digest: str = "", m
     cipher = encryptor.update(blob) + encryptor.finalize()
     payload = Private(key, nonce, digest or images.digest(blob)).to_json()
     recipient = keys_pb2.Recipient(scheme="jwe", key=public_key)
-    notes = wrap.annotations(payload, [recipient], Tools({}, None), Deadline(30, "wrapping"))
+    notes = wrap.annotations(payload, [recipient], Tools({}, None), Deadline(120, "wrapping"))
     notes[options.PUBLIC] = options.to_annotation(mac or hmac.digest(key, cipher, "sha256"))
     return Sealed(cipher, entry(cipher, f"{media_type}+encrypted", notes), key)
 

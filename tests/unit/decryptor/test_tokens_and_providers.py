@@ -18,7 +18,8 @@ from decryptor.schemes.pkcs11 import Modules
 from decryptor.schemes.provider import Provider
 from decryptor.tools import Tools
 
-SOON = Deadline(60, "a test")
+#: Begins when the tests are collected, which on a slow machine is minutes before the last of them.
+SOON = Deadline(86_400, "a test")
 #: Lists of ten of the list before: ten thousand million numbers, were they written out.
 BOMB = "l0: &l0 [1]\n" + "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 10))
 
