@@ -32,7 +32,7 @@ def make_server(tmp_path: Path, shim: FakeShim) -> Iterator[ServerMaker]:
     """Make servers with limits of the test's choice."""
     made: list[RunningServer] = []
 
-    def make(idle: float = 60.0, drain: float = 0.3, tls: ssl.SSLContext | None = None) -> RunningServer:
+    def make(idle: float = 60.0, drain: float = 10.0, tls: ssl.SSLContext | None = None) -> RunningServer:
         made.append(RunningServer(tmp_path, Limits(idle, drain), tls))
         return made[-1]
 

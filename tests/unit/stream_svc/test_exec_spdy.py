@@ -10,7 +10,7 @@ import pytest
 from stream_svc import command_streams
 from support.fake_shim import FakeShim, Process
 from support.stream_clients import RefusedError, SpdyClient
-from support.stream_server import RunningServer
+from support.stream_server import RunningServer, ServerMaker
 
 
 def run(client: SpdyClient, *types: str) -> dict[str, int]:
@@ -209,8 +209,9 @@ def test_output_waits_for_a_client_that_reads_slowly(server: RunningServer, shim
         assert len(client.finished(streams["stdout"])) == 40_000_000
 
 
-def test_a_child_that_keeps_the_output_open(server: RunningServer, shim: FakeShim) -> None:
+def test_a_child_that_keeps_the_output_open(make_server: ServerMaker, shim: FakeShim) -> None:
     """After the exit, an output that is quiet is given up at the drain limit; what was written is delivered."""
+    server = make_server(drain=0.3)
     token = shim.exec(lambda p: p.write(b"last words"), leave_open=True)
     with SpdyClient(server.port, f"/exec/{token}") as client:
         streams = run(client, "error", "stdout", "stderr")

@@ -142,11 +142,11 @@ def test_a_shim_that_gives_a_client_up(server: RunningServer, shim: FakeShim) ->
 
 def test_an_idle_session_ends(make_server: ServerMaker, shim: FakeShim) -> None:
     """With the reason on its error stream, and its process is killed; one that moves stays."""
-    running = make_server(idle=0.4)
+    running = make_server(idle=1.0)
 
     def program(process: Process) -> int:
-        for _ in range(4):
-            time.sleep(0.2)
+        for _ in range(5):
+            time.sleep(0.25)
             process.write(b".")
         return int(process.gone.wait(60))
 
@@ -154,7 +154,7 @@ def test_an_idle_session_ends(make_server: ServerMaker, shim: FakeShim) -> None:
         streams = [client.open(streamtype=name) for name in ("error", "stdout", "stderr")]
 
         assert b"stream_idle_timeout" in client.finished(streams[0])
-        assert client.finished(streams[1]) == b"...."
+        assert client.finished(streams[1]) == b"....."
     assert shim.processes[0].gone.wait(30)
 
 

@@ -326,7 +326,7 @@ def test_any_configuration_is_read_or_refused(changes: dict[str, Any]) -> None:
 
 def test_a_provider_that_hangs_makes_no_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many pulls wait for it, each ends within two of its time-outs."""
-    timeout = 0.2
+    timeout = 0.5
 
     def hang(args: Sequence[str], **rest: Any) -> Result:
         time.sleep(rest["timeout"])
@@ -343,10 +343,10 @@ def test_a_provider_that_hangs_makes_no_queue(tmp_path: Path, monkeypatch: pytes
         ended.append(time.monotonic())
 
     began = time.monotonic()
-    threads = [threading.Thread(target=pull, args=(number,)) for number in range(10)]
+    threads = [threading.Thread(target=pull, args=(number,)) for number in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(ended) == 10
-    assert max(ended) - began < 4 * timeout
+    assert len(ended) == 20
+    assert max(ended) - began < 8 * timeout

@@ -242,7 +242,7 @@ def test_a_record_that_comes_in_two_parts(secure: FakeRegistry) -> None:
         back = partial(_pause, len(blob) - before_end)
         with tcp_proxy(secure.address, partial(_pause, sys.maxsize), back) as address:
             name = reference.parse(f"{address}/app:1")
-            repository = Repository(name, Registry(config_path=()), retry=Retry(rounds=1, read_timeout=2.0))
+            repository = Repository(name, Registry(config_path=()), retry=Retry(rounds=1, read_timeout=20.0))
             arrived = bytearray()
             before = len(secure.seen)
 
