@@ -51,6 +51,7 @@ class Ledger:
                         if entry.kind == end.KIND:
                             # Plugins would hear of it again if we were killed in what follows, which takes longer.
                             self._database.undone(done)
+                            done.clear()
                 except Exception as error:  # one thing that cannot be undone must not keep the others
                     expected = isinstance(error, BulkheadError | OSError)
                     where = f"{owner[:13]}: undoing its {entry.kind}"
