@@ -11,7 +11,7 @@ from pathlib import Path
 from bulkhead.errors import ResourceExhausted
 from bulkhead.reserve import Reserve
 from image_svc.store.containers import ContainerSnapshots
-from image_svc.store.kept import HELD, KeptContent, drop_nameless, mark
+from image_svc.store.kept import HELD, KeptContent, drop_nameless, mark, name_image
 from image_svc.store.model import Layer, NewImage, NewLayer, StoredLayer
 from image_svc.store.proxied import ProxiedLayers
 from image_svc.store.schema import open_database, open_reader, unused
@@ -160,11 +160,7 @@ class Store(KeptContent, ContainerSnapshots, ProxiedLayers):
                 ],
             )
             mark(db, image.names, provisional=image.provisional)
-            db.executemany(
-                "INSERT INTO names VALUES (?,?,?)"
-                " ON CONFLICT (name) DO UPDATE SET manifest = excluded.manifest, target = excluded.target",
-                [(name, image.manifest, image.target) for name in image.names],
-            )
+            name_image(db, image.names, image.manifest, image.target)
             drop_nameless(db)
         return kept
 

@@ -71,7 +71,7 @@ class KeptContent:
                 _keep_by_digest(db, name, target, keep_existing=keep_existing)
             mark(db, names, provisional=False)
             if unpacked:
-                _name_image(db, names, manifest, target)
+                name_image(db, names, manifest, target)
             else:
                 _name_content(db, names, target)
             drop_nameless(db)
@@ -83,7 +83,7 @@ class KeptContent:
             if not db.execute("SELECT 1 FROM manifests WHERE digest = ?", (manifest,)).fetchone():
                 return
             rows = db.execute("SELECT name FROM content_names WHERE target = ?", (target,)).fetchall()
-            _name_image(db, [str(name) for (name,) in rows], manifest, target)
+            name_image(db, [str(name) for (name,) in rows], manifest, target)
             drop_nameless(db)
 
     def demote(self: Database, name: str, target: str, digests: Iterable[str]) -> None:
@@ -126,7 +126,7 @@ class KeptContent:
             if not db.execute("SELECT 1 FROM manifests WHERE digest = ?", (manifest,)).fetchone():
                 return False
             mark(db, names, provisional=True)
-            _name_image(db, names, manifest, target)
+            name_image(db, names, manifest, target)
             drop_nameless(db)
         return True
 
@@ -206,12 +206,13 @@ def _keep_by_digest(db: sqlite3.Connection, name: str, target: str, *, keep_exis
             raise AlreadyExists(f"{name} is the name of another image")
         by_digest = [f"{name.rpartition(':')[0]}@{before}"]
         if manifest is not None:
-            _name_image(db, by_digest, str(manifest), str(before))
+            name_image(db, by_digest, str(manifest), str(before))
         else:
             _name_content(db, by_digest, str(before))
 
 
-def _name_image(db: sqlite3.Connection, names: Iterable[str], manifest: str, target: str) -> None:
+def name_image(db: sqlite3.Connection, names: Iterable[str], manifest: str, target: str) -> None:
+    """Point names, new ones or such as stand for something else, at a manifest."""
     db.executemany(
         "INSERT INTO names VALUES (?,?,?)"
         " ON CONFLICT (name) DO UPDATE SET manifest = excluded.manifest, target = excluded.target",

@@ -141,8 +141,10 @@ def _settle(path: bytes, lowers: Sequence[bytes], implicit: int, listed: int) ->
     """
     own, below = _Foreign(path), [_Foreign(each) for each in lowers]
     settled = settle.settle_listed(own, below, implicit)
-    grown = settle.close_root(own, settle.names_beneath(below), listed) if b"." in set(paths.read(listed)) else 0
-    return {"settled": settled, "grown": grown, "empty": sum(not each.names() for each in below)}
+    beneath = [each.names() for each in below]
+    opaque_root = b"." in set(paths.read(listed))
+    grown = settle.close_root(own, set().union(*beneath), listed) if opaque_root else 0
+    return {"settled": settled, "grown": grown, "empty": sum(not names for names in beneath)}
 
 
 def _sync() -> dict[str, Any]:

@@ -150,12 +150,12 @@ def _close_root(own: Lower, name: str, lowers: Sequence[Lower]) -> bool:
     """Close a layer's opaque root, and tell whether its list of directories to be marked has grown."""
     listed = os.open(f"/{name}/opaque", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return bool(close_root(own, names_beneath(lowers), listed))
+        return bool(close_root(own, _names_beneath(lowers), listed))
     finally:
         os.close(listed)
 
 
-def names_beneath(lowers: Iterable[Lower]) -> set[bytes]:
+def _names_beneath(lowers: Iterable[Lower]) -> set[bytes]:
     """Return what the roots of layers hold, the nearest first, down to one whose own root is opaque."""
     found: set[bytes] = set()
     for lower in lowers:
