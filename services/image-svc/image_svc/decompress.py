@@ -82,6 +82,15 @@ class _Headed(io.RawIOBase):
         """Say yes."""
         return True
 
+    def read(self, size: int = -1, /) -> bytes:
+        """Read what is there, at most `size` bytes: zstandard asks like this, and io.RawIOBase would copy twice."""
+        if size < 0:
+            return self.readall()
+        if not self._head:
+            return self._rest.read(size) or b""
+        head, self._head = self._head[:size], self._head[size:]
+        return head
+
     def readinto(self, room: "memoryview | bytearray", /) -> int:  # type: ignore[override] # narrower than any buffer
         """Read what is there, at most what there is room for; 0 at the end."""
         if not self._head:
@@ -101,6 +110,10 @@ class Descriptor(io.RawIOBase):
     def readable(self) -> bool:
         """Say yes."""
         return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read what is there, at most `size` bytes; everything if that is negative."""
+        return os.read(self._fd, size) if size >= 0 else self.readall()
 
     def readinto(self, room: "memoryview | bytearray", /) -> int:  # type: ignore[override] # narrower than any buffer
         """Read what is there, at most what there is room for; 0 at the end."""

@@ -1,6 +1,7 @@
 """Layers are decompressed in bounded memory, whatever their shape."""
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterable
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bulkhead.errors import DataLoss
-from image_svc.decompress import OUTPUT, tar_stream
+from image_svc.decompress import OUTPUT, Descriptor, tar_stream
 
 
 def blocks(data: bytes, size: int = 1000) -> Iterable[bytes]:
@@ -110,3 +111,17 @@ def test_round_trip(data: bytes, size: int, level: int) -> None:
     compressor = zlib.compressobj(level, zlib.DEFLATED, 31)
 
     assert unpack(compressor.compress(data) + compressor.flush(), size) == data
+
+
+@given(data=st.binary(max_size=3000), size=st.integers(1, 700), everything=st.booleans())
+def test_a_descriptor_is_a_raw_file(data: bytes, size: int, everything: bool) -> None:
+    """Reads of any size, and one of everything, give what the descriptor holds."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as file:
+        file.write(data)
+    source = Descriptor(reader)
+    try:
+        found = source.read() if everything else b"".join(iter(lambda: source.read(size), b""))
+    finally:
+        os.close(reader)
+    assert found == data
