@@ -6,11 +6,17 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from queue import SimpleQueue
+from typing import ParamSpec, TypeVar
+
+from bulkhead.courtesy import Courtesy
 
 logger = logging.getLogger(__name__)
 
 #: Seconds until a thread that could not be started is tried again.
 _AGAIN = 0.1
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class CallPool(futures.ThreadPoolExecutor):
@@ -20,9 +26,27 @@ class CallPool(futures.ThreadPoolExecutor):
     calls at once, on a machine with other work, would hold up all others for a tenth of a second.
     """
 
-    def __init__(self, limit: int, name: str) -> None:
-        """`limit` threads at most, on demand, their names beginning with `name`."""
+    def __init__(self, limit: int, name: str, courtesy: Courtesy | None = None) -> None:
+        """`limit` threads at most, on demand, their names beginning with `name`; `courtesy` is told of the calls."""
         super().__init__(limit, thread_name_prefix=name)
+        self._courtesy = courtesy
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
+        """Have a call made in one of the threads."""
+        if self._courtesy is None:
+            return super().submit(fn, *args, **kwargs)
+        self._courtesy.begin()
+        try:
+            call = super().submit(fn, *args, **kwargs)
+        except BaseException:
+            self._courtesy.end()
+            raise
+        call.add_done_callback(self._ended)
+        return call
+
+    def _ended(self, call: futures.Future[T]) -> None:
+        assert self._courtesy is not None
+        self._courtesy.end()
 
     def _adjust_thread_count(self) -> None:
         # What submit() calls for each piece of work in every CPython so far; held by a test.

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 
-from bulkhead import log
+from bulkhead import courtesy, log
 from bulkhead.errors import BulkheadError, DeadlineExceeded, Unavailable, from_code
 from bulkhead.metrics import CALLS
 from bulkhead.pool import CallPool
@@ -202,7 +202,7 @@ def server(register: Callable[[grpc.Server], None], path: str, mode: int = 0o600
     """
     refuse_live(path)
     made = grpc.server(
-        CallPool(SHORT_THREADS, "short"),
+        CallPool(SHORT_THREADS, "short", courtesy.calls),
         interceptors=[_Interceptor()],
         options=_OPTIONS,
     )

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from bulkhead.courtesy import step_aside
 from bulkhead.errors import BulkheadError, DataLoss, DeadlineExceeded, Internal
 from image_svc import telemetry
 from image_svc.ingest import Content, Ingest
@@ -159,6 +160,7 @@ class Download(Job[None]):
         return host
 
     def _write(self, part: memoryview) -> None:
+        step_aside()
         try:
             turn = _PROCESSORS.get(timeout=self.patience.left)
         except Empty:  # the disk hangs under those who hold one

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from bulkhead.courtesy import step_aside
 from bulkhead.errors import BulkheadError, Internal, ResourceExhausted
 from image_svc import threads
 from image_svc.patience import Patience
@@ -100,6 +101,7 @@ class Jobs:
         return job, True
 
     def _execute(self, job: Job[R]) -> None:
+        step_aside()
         job.execute()
         with self._lock:
             job._ended = True

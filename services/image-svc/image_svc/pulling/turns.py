@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bulkhead.courtesy import step_aside
 from image_svc.patience import Patience
 from image_svc.slots import Slots
 
@@ -16,7 +17,8 @@ class Turn:
         self._held = False
 
     def take(self) -> None:
-        """Wait for a slot unless one is held; raises as the patience does."""
+        """Wait for calls under way, and for a slot unless one is held; raises as the patience does."""
+        step_aside()
         if not self._held:
             self._patience.acquire(self._slots)
             self._held = True

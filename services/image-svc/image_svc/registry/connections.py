@@ -10,6 +10,8 @@ from typing import Any
 import httpcore
 import httpx
 
+from bulkhead.courtesy import step_aside
+from image_svc.registry import arrivals
 from image_svc.registry.hosts import Host, is_loopback
 from image_svc.registry.tls import context, unused
 
@@ -17,6 +19,7 @@ from image_svc.registry.tls import context, unused
 READ_TIMEOUT = 30.0
 #: What httpcore reads at once, 64 KiB by itself: a blob of a fast registry costs a quarter of the steps.
 httpcore.HTTP11Connection.READ_NUM_BYTES = 256 * 1024
+arrivals.install()
 
 
 class Connections:
@@ -32,6 +35,7 @@ class Connections:
 
     def send(self, request: httpx.Request, note: Callable[[str], object] = lambda event: None) -> httpx.Response:
         """Send a request and return the answer, whose body is still to be read; `note` hears httpcore's events."""
+        step_aside()
 
         def trace(event: str, info: dict[str, Any]) -> None:
             note(event)

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import pytest
 
+from bulkhead import courtesy
 from bulkhead.config.model import Bulkhead, Registry
 from bulkhead.errors import (
     BulkheadError,
@@ -91,6 +92,25 @@ def test_families_and_compressions(
 
     assert node.pull(f"{registry.address}/app:1") == digest(image.blobs()[0])
     assert node.unpack.trees["2"] == ["bin/true"]
+
+
+def test_calls_go_first(node: Node, registry: FakeRegistry, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a brief call is under way a pull asks for nothing, and goes on once it has ended."""
+    monkeypatch.setattr(courtesy, "_LONGEST", 60.0)
+    monkeypatch.setattr(courtesy, "_BRIEF", 60.0)
+    registry.push("app", "1", image)
+    registry.seen.clear()
+    with ThreadPoolExecutor() as pool:
+        courtesy.calls.begin()
+        try:
+            pull = pool.submit(node.pull, f"{registry.address}/app:1")
+            time.sleep(0.1)
+            asked = list(registry.seen)
+        finally:
+            courtesy.calls.end()
+
+        assert not asked
+        assert pull.result(60) == digest(image.blobs()[0])
 
 
 def test_moved_tag(node: Node, registry: FakeRegistry, image: Image) -> None:
