@@ -28,6 +28,8 @@ class Seen:
     method: str
     path: str
     headers: dict[str, str]
+    #: The client's port, one for each connection.
+    port: int = 0
     #: When, to tell the order across registries.
     at: int = field(default_factory=time.monotonic_ns)
 
@@ -44,7 +46,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self) -> None:
         """Answer one request."""
         headers = {name.lower(): value for name, value in self.headers.items()}
-        seen = Seen(self.command, self.path, headers)
+        seen = Seen(self.command, self.path, headers, self.client_address[1])
         self.registry.seen.append(seen)
         for part, rule in list(self.registry.rules):
             if part in self.path and rule(self):

@@ -1,5 +1,6 @@
 """The HTTP connections to one host, and to those that it sends us to: how they are made, read, and woken."""
 
+import encodings.idna  # noqa: F401 - host names are encoded by it, which the first pull of all shall not wait for
 import socket
 import threading
 import weakref

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import httpx
@@ -24,6 +24,8 @@ REDIRECTS = 10
 ATTEMPTS = 3
 #: Bytes of an error or token answer that are read, and seconds that it may take to arrive.
 SMALL_BODY, SMALL_BODY_TIME = 1 << 20, 30.0
+#: Bytes of a body that are read for nothing but to keep the connection, as many as Go's client reads.
+_SHORT_BODY = 2048
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _USER_AGENT = "bulkhead-image-svc"
 
@@ -104,6 +106,8 @@ class Endpoint:
             if response.status_code >= 400:
                 self._read_small(response)
                 raise from_response(response, what, self.origin, self.account)
+            if call.method == "HEAD":
+                _pass_over(response)
             yield response
         # ValueError: a number in a header that Python refuses to read for its length.
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
@@ -139,7 +143,7 @@ class Endpoint:
             target = response.headers.get("location")
             if response.status_code not in _MOVED or not target:
                 return response
-            response.close()
+            _pass_over(response)
             url = request.url.join(target)
             if url.scheme not in ("http", "https"):
                 break
@@ -240,6 +244,19 @@ class Endpoint:
 
 #: Bytes are wanted as they are stored: a digest covers no transfer encoding of a proxy's choice.
 _PLAIN = {"accept-encoding": "identity"}
+
+
+def _pass_over(response: httpx.Response) -> None:
+    """End an answer that nobody reads, in such a way that its connection serves the next request if that costs little.
+
+    Each new one costs two or three round trips, and many registries answer each blob by a redirect.
+    """
+    length = response.headers.get("content-length", "")
+    if response.request.method == "HEAD" or (length.isdecimal() and len(length) < 5 and int(length) <= _SHORT_BODY):
+        with suppress(httpx.HTTPError):  # whoever cuts a body short is asked for nothing else on this connection
+            for _ in response.iter_raw():
+                pass
+    response.close()
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
