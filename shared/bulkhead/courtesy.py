@@ -8,45 +8,52 @@ thread can as well go on a little later it calls `step_aside`.
 import threading
 import time
 
-#: Seconds that a thread steps aside at most; what a call is not brief after: others shall not wait for its own waits.
+#: Seconds that a thread steps aside at most, and after which a call is not brief: nobody shall wait for its own waits.
 _LONGEST, _BRIEF = 0.02, 0.05
 #: Seconds after which the first of those who stepped aside looks again.
 _LOOK = 0.001
 
 
 class Courtesy:
-    """Counts the calls under way, and has others wait for the brief ones among them."""
+    """Knows the calls under way, and has others wait for the brief ones among them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls = 0
-        self._latest = 0.0
+        #: When each call began, the latest at the end.
+        self._begun: dict[object, float] = {}
         #: Whoever holds it looks; all others sleep behind it, without the interpreter's lock.
         self._first = threading.Lock()
 
-    def begin(self) -> None:
-        """Note that a call has come."""
+    def begin(self) -> object:
+        """Note that a call has come, and return what it is to be ended by."""
+        call = object()
         with self._lock:
-            self._calls += 1
-            self._latest = time.monotonic()
+            self._begun[call] = time.monotonic()
+        return call
 
-    def end(self) -> None:
-        """Note that one has ended."""
+    def end(self, call: object) -> None:
+        """Note that a call has ended."""
         with self._lock:
-            self._calls -= 1
+            del self._begun[call]
+
+    @property
+    def waits(self) -> bool:
+        """Whether a brief call is under way."""
+        with self._lock:
+            return bool(self._begun) and next(reversed(self._begun.values())) > time.monotonic() - _BRIEF
 
     def step_aside(self) -> None:
         """Return once no brief call is under way: at once if none is, and after 20 ms in any case.
 
-        Not to be called with anything held that a call might wait for.
+        Not to be called by a call, nor with anything held that one might wait for.
         """
-        if not self._calls:
+        if not self._begun:
             return
         until = time.monotonic() + _LONGEST
         if not self._first.acquire(timeout=_LONGEST):
             return
         try:
-            while self._calls and time.monotonic() < min(until, self._latest + _BRIEF):
+            while self.waits and time.monotonic() < until:
                 time.sleep(_LOOK)
         finally:
             self._first.release()

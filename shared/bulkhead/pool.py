@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
+from functools import partial
 from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
@@ -35,18 +36,18 @@ class CallPool(futures.ThreadPoolExecutor):
         """Have a call made in one of the threads."""
         if self._courtesy is None:
             return super().submit(fn, *args, **kwargs)
-        self._courtesy.begin()
+        token = self._courtesy.begin()
         try:
             call = super().submit(fn, *args, **kwargs)
         except BaseException:
-            self._courtesy.end()
+            self._courtesy.end(token)
             raise
-        call.add_done_callback(self._ended)
+        call.add_done_callback(partial(self._ended, token))
         return call
 
-    def _ended(self, call: futures.Future[T]) -> None:
+    def _ended(self, token: object, call: futures.Future[T]) -> None:
         assert self._courtesy is not None
-        self._courtesy.end()
+        self._courtesy.end(token)
 
     def _adjust_thread_count(self) -> None:
         # What submit() calls for each piece of work in every CPython so far; held by a test.

@@ -20,8 +20,7 @@ def test_nobody_waits_without_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it slept"))
     calls = Courtesy()
     calls.step_aside()
-    calls.begin()
-    calls.end()
+    calls.end(calls.begin())
     calls.step_aside()
 
 
@@ -29,8 +28,7 @@ def test_whoever_works_waits_until_the_last_call_has_ended(monkeypatch: pytest.M
     """Several who stepped aside go on when the last of the calls has ended, and not before."""
     _patient(monkeypatch, 60.0, 60.0)
     calls, after = Courtesy(), list[str]()
-    calls.begin()
-    calls.begin()
+    first, last = calls.begin(), calls.begin()
 
     def work() -> None:
         calls.step_aside()
@@ -39,10 +37,10 @@ def test_whoever_works_waits_until_the_last_call_has_ended(monkeypatch: pytest.M
     waiting = [threading.Thread(target=work) for _ in range(3)]
     for thread in waiting:
         thread.start()
-    calls.end()
+    calls.end(first)
     time.sleep(0.05)
     after.append("answered")
-    calls.end()
+    calls.end(last)
     for thread in waiting:
         thread.join(60)
 
@@ -63,10 +61,13 @@ def test_a_call_that_does_not_end_is_waited_for_once_and_briefly(monkeypatch: py
 
 
 def test_a_call_that_is_not_brief_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has taken longer than a brief call waits for something itself; work goes on beside it."""
-    _patient(monkeypatch, 60.0, 0.0)
+    """What has taken longer than a brief call waits for something itself; work goes on beside it, brief ones or not."""
+    _patient(monkeypatch, 60.0, 0.05)
     calls = Courtesy()
     calls.begin()
+    time.sleep(0.06)
+    calls.end(calls.begin())
+    assert not calls.waits
     thread = threading.Thread(target=calls.step_aside)
     thread.start()
     thread.join(60)
@@ -80,16 +81,16 @@ def test_a_pool_tells_of_its_calls() -> None:
     running = pool.submit(gate.wait, 60)
     failing = pool.submit(int, "none")
     dropped = pool.submit(int)
-    assert calls._calls == 3
+    assert len(calls._begun) == 3
 
     assert dropped.cancel()
-    assert calls._calls == 2
+    assert len(calls._begun) == 2
     gate.set()
     running.result(60)
     with pytest.raises(ValueError, match="none"):
         failing.result(60)
     pool.shutdown()
-    assert calls._calls == 0
+    assert len(calls._begun) == 0
 
 
 def test_a_pool_that_is_shut_down_tells_of_nothing() -> None:
@@ -99,4 +100,4 @@ def test_a_pool_that_is_shut_down_tells_of_nothing() -> None:
     pool.shutdown()
     with pytest.raises(RuntimeError, match="shutdown"):
         pool.submit(int)
-    assert calls._calls == 0
+    assert len(calls._begun) == 0

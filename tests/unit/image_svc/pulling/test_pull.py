@@ -101,13 +101,13 @@ def test_calls_go_first(node: Node, registry: FakeRegistry, image: Image, monkey
     registry.push("app", "1", image)
     registry.seen.clear()
     with ThreadPoolExecutor() as pool:
-        courtesy.calls.begin()
+        call = courtesy.calls.begin()
         try:
             pull = pool.submit(node.pull, f"{registry.address}/app:1")
             time.sleep(0.1)
             asked = list(registry.seen)
         finally:
-            courtesy.calls.end()
+            courtesy.calls.end(call)
 
         assert not asked
         assert pull.result(60) == digest(image.blobs()[0])
