@@ -333,6 +333,21 @@ def test_sysusers_makes_the_default_users() -> None:
     assert {name for kind, name in (line for line in lines if line[0] == "u")} == set(Config().bulkhead.users.values())
 
 
+@pytest.mark.parametrize(
+    ("caller", "called"),
+    [
+        ("cri-frontend", {"sandbox-svc", "image-svc"}),
+        ("sandbox-svc", {"shims", "image-svc"}),
+        ("image-svc", {"image-svc-unpack", "decryptor"}),
+    ],
+)
+def test_units_stop_before_those_they_call(caller: str, called: set[str]) -> None:
+    """systemd stops units in the reverse of After=, so what a service has begun with another it can also end."""
+    after = " ".join(unit(f"bulkhead-{caller}.service")["After"]).split()
+
+    assert {f"bulkhead-{name}.service" for name in called} <= set(after)
+
+
 def test_units_are_well_formed() -> None:
     """Every unit parses as the format it is."""
     for path in UNITS.glob("*.*"):
