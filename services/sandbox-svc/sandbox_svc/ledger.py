@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from bulkhead.errors import BulkheadError, DeadlineExceeded
-from sandbox_svc.nri_exec import end
 from sandbox_svc.store.database import Database, Entry
 
 logger = logging.getLogger(__name__)
@@ -26,12 +25,14 @@ class Ledger:
 
     Of two threads at one entry, such as a stop and the exit that it causes, one undoes it and the other waits for it:
     plugins are told once. All take entries in the same order, so none waits for another in a circle. For a thread that
-    is stuck, another waits PATIENCE, which is DeadlineExceeded.
+    is stuck, another waits PATIENCE, which is DeadlineExceeded. Of the kinds `once`, each entry is recorded as undone
+    before the next is looked at: what tells others would tell them again if this process were killed in what follows.
     """
 
-    def __init__(self, database: Database, undoers: Mapping[str, Undo]) -> None:
+    def __init__(self, database: Database, undoers: Mapping[str, Undo], once: Collection[str] = ()) -> None:
         self._database = database
         self._undoers = undoers
+        self._once = once
         self._changed = threading.Condition()
         #: Entries that are being undone, until that is recorded, by their numbers.
         self._busy: set[int] = set()
@@ -48,8 +49,7 @@ class Ledger:
                     if take(entry):
                         self._undoers[entry.kind](entry)
                         done.append(entry)
-                        if entry.kind == end.KIND:
-                            # Plugins would hear of it again if we were killed in what follows, which takes longer.
+                        if entry.kind in self._once:
                             self._database.undone(done)
                             done.clear()
                 except Exception as error:  # one thing that cannot be undone must not keep the others

@@ -29,7 +29,7 @@ from sandbox_svc.store.model import Model
 from sandbox_svc.store.records import SandboxRecord
 from sandbox_svc.streams import Streams
 from sandbox_svc.task.zygote import Zygote
-from sandbox_svc.undo import Undoer
+from sandbox_svc.undo import ONCE, Undoer
 from sandbox_svc.watch import Watcher
 
 
@@ -56,7 +56,7 @@ class Node:
 
     def __post_init__(self) -> None:
         undoer = Undoer(self.config, self.database, self.model, self.networks, self.images)
-        self.ledger = Ledger(self.database, undoer.by_kind())
+        self.ledger = Ledger(self.database, undoer.by_kind(), ONCE)
         hugepages = self.facts.hugetlb and not self.config.runtime.disable_hugetlb_controller
         controllers = Controllers(swap=self.facts.swap_accounting, hugepages=hugepages)
         plugins = NodeRuntime(self.model, self.bundle, controllers)

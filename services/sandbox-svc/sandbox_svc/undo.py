@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 NETWORK_ATTEMPTS = 5
 #: What goes with a process: its task, and exec plugins' knowledge of it.
 TASK = ("task", end.KIND)
+#: What tells plugins, which shall hear of it once.
+ONCE = (end.KIND,)
 #: Seconds from SIGKILL to the exit of a process that is not stuck in the kernel.
 KILL_TIMEOUT = 10.0
 

@@ -20,7 +20,7 @@ from sandbox_svc.store.entities import Container, Pod
 from sandbox_svc.store.messages import framed
 from sandbox_svc.store.model import Model, select_containers, select_pods
 from sandbox_svc.store.records import ContainerRecord, Exit, Phase, Process, SandboxRecord, ShimBinding
-from sandbox_svc.undo import TASK
+from sandbox_svc.undo import ONCE, TASK
 
 POD_ID, CONTAINER_ID = "a" * 64, "b" * 64
 
@@ -161,7 +161,7 @@ def test_what_plugins_were_told_is_recorded_before_the_rest_is_undone(database: 
     def killed(entry: Entry) -> None:
         raise SystemExit
 
-    ledger = Ledger(database, {"task": killed, end.KIND: lambda entry: told.append(entry.kind)})
+    ledger = Ledger(database, {"task": killed, end.KIND: lambda entry: told.append(entry.kind)}, ONCE)
     database.save(pod_record(), [Entry("task", {}), Entry(end.KIND, {})])
     with pytest.raises(SystemExit):
         ledger.undo(POD_ID, only=TASK)
