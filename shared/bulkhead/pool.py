@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
-from functools import partial
 from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
@@ -34,20 +33,17 @@ class CallPool(futures.ThreadPoolExecutor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
         """Have a call made in one of the threads."""
-        if self._courtesy is None:
+        courtesy = self._courtesy
+        if courtesy is None:
             return super().submit(fn, *args, **kwargs)
-        token = self._courtesy.begin()
+        token = courtesy.begin()
         try:
             call = super().submit(fn, *args, **kwargs)
         except BaseException:
-            self._courtesy.end(token)
+            courtesy.end(token)
             raise
-        call.add_done_callback(partial(self._ended, token))
+        call.add_done_callback(lambda _: courtesy.end(token))
         return call
-
-    def _ended(self, token: object, call: futures.Future[T]) -> None:
-        assert self._courtesy is not None
-        self._courtesy.end(token)
 
     def _adjust_thread_count(self) -> None:
         # What submit() calls for each piece of work in every CPython so far; held by a test.
