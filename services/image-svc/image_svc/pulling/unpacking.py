@@ -1,9 +1,7 @@
 """One layer's single pass: while its blob downloads, it goes to the helper that decompresses, hashes and unpacks it."""
 
-import fcntl
 import logging
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ from image_svc.decryption.gatekeeper import Chain, Decoder, DecryptorGone
 from image_svc.ingest import Ingest
 from image_svc.patience import Patience
 from image_svc.pulling.download import CorruptBlob
+from image_svc.pulling.feed import Feed
 from image_svc.pulling.progress import LayerProgress, LayerState
 from image_svc.pulling.shared_jobs import Job
 from image_svc.pulling.turns import Turn, Turns
@@ -30,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Bytes of the pipe to the helper; the most an unprivileged process may ask for (pipe(7)).
-PIPE_SIZE = 1 << 20
 #: Seconds the helper gets to notice that its stream has ended early.
 _LET_GO = 10.0
 #: Times that one layer is begun again since its unpacker was killed, and seconds to wait for the helper's return.
@@ -178,7 +175,6 @@ class Unpacking(Job[Unpacked]):
 
     def _through_pipe(self, source: Source, turn: Turn) -> Unpacked:
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        _widen(writer)
         with ExitStack() as held:
             plain: Chain | None = None
             try:
@@ -193,7 +189,7 @@ class Unpacking(Job[Unpacked]):
                 os.close(reader)
                 raise
             try:
-                self._feed(source.ingest, writer, turn, result)
+                Feed(source.ingest, writer, self.progress, self.patience, result.done).run(turn)
             except BaseException:
                 os.close(writer)
                 held.close()  # or the helper would wait for a decryptor that hangs
@@ -216,42 +212,6 @@ class Unpacking(Job[Unpacked]):
         if plain is not None:
             plain.finish(self.patience)
         return unpacked
-
-    def _feed(self, blob: Ingest, pipe: int, turn: Turn, result: "Future[Unpacked]") -> None:
-        """Send the blob to the helper until it has an answer; the pipe breaks then, or is full of what nobody reads."""
-        os.set_blocking(pipe, False)
-        offset = 0
-        while True:
-            if offset == blob.have and not blob.complete:
-                turn.rest()
-            if not (count := blob.wait(offset, self.patience)):
-                return
-            turn.take()
-            if blob.complete:
-                self.progress.state = LayerState.UNPACKING
-            try:
-                offset = self._move(blob.fd, offset, offset + count, pipe, result)
-            except BrokenPipeError:
-                return
-
-    def _move(self, blob: int, offset: int, end: int, pipe: int, result: "Future[Unpacked]") -> int:
-        """Have the kernel put a part of the blob's file into the pipe, without a copy, and return where it ends."""
-        while offset < end:
-            try:
-                moved = os.splice(blob, pipe, min(end - offset, PIPE_SIZE), offset_src=offset)
-            except BlockingIOError:
-                self.patience.check()
-                if result.done():
-                    raise BrokenPipeError from None
-                room = select.poll()
-                room.register(pipe, select.POLLOUT)
-                room.poll(1000)
-                continue
-            if not moved:
-                raise Cancelled("partial download was cut short under its reader")
-            offset += moved
-            self.progress.unpacked = offset
-        return offset
 
     def _call(self, reader: int, result: Future[Unpacked]) -> None:
         algorithm = self.layer.diff_id.partition(":")[0]
@@ -291,9 +251,3 @@ def _await(helpers: Sequence[Helper], patience: Patience, why: BulkheadError) ->
                 raise why from None
         else:
             return
-
-
-def _widen(fd: int) -> None:
-    """Make the pipe larger, if the user's share of pipe memory allows."""
-    with suppress(OSError):
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)

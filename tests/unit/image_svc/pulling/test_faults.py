@@ -7,22 +7,17 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from bulkhead.config.model import Registry
-from bulkhead.errors import Cancelled, DataLoss, FailedPrecondition, Internal, ResourceExhausted
+from bulkhead.errors import FailedPrecondition, Internal, ResourceExhausted
 from image_svc.ingest import Ingest
-from image_svc.patience import Patience
-from image_svc.pulling.progress import LayerProgress
-from image_svc.pulling.unpacking import Unpacking
 from image_svc.registry.repository import Repository
 from image_svc.store import Snapshot, Store
 from image_svc.unpack.client import UnpackClient, Usage
-from image_svc.unpack.protocol import Unpacked
 from image_svc.upkeep.usage import ContainerUsage
 from support.fake_registry import FakeRegistry, Handler
 from support.image_node import Node
@@ -115,47 +110,6 @@ def test_failure_of_another_pulls_download(node: Node, registry: FakeRegistry, i
 
     assert "PermissionDenied" in results
     assert digest(Image([image.layers[1], image.layers[0]]).blobs()[0]) in results
-
-
-def test_helper_that_stands_still(tmp_path: Path) -> None:
-    """A helper that reads nothing does not hold the thread that feeds it once the layer is called off."""
-    job = object.__new__(Unpacking)
-    job.patience = Patience(30.0, "layer")
-    job.progress = LayerProgress("sha256:0", 4 << 20)
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    blob = os.open(tmp_path / "blob", os.O_RDWR | os.O_CREAT)
-    os.ftruncate(blob, 4 << 20)
-    threading.Timer(0.1, job.patience.cancel).start()
-    began = time.monotonic()
-
-    with pytest.raises(Cancelled):
-        job._move(blob, 0, 4 << 20, writer, Future())
-
-    assert time.monotonic() - began < 25
-    for fd in (reader, writer, blob):
-        os.close(fd)
-
-
-def test_helper_that_has_answered(tmp_path: Path) -> None:
-    """What stands still between the feeding thread and a helper that has answered already does not hold the thread."""
-    job = object.__new__(Unpacking)
-    job.patience = Patience(30.0, "layer")
-    job.progress = LayerProgress("sha256:0", 4 << 20)
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    blob = os.open(tmp_path / "blob", os.O_RDWR | os.O_CREAT)
-    os.ftruncate(blob, 4 << 20)
-    answer: Future[Unpacked] = Future()
-    threading.Timer(0.1, answer.set_exception, (DataLoss("the tar ends early"),)).start()
-    began = time.monotonic()
-
-    with pytest.raises(BrokenPipeError):
-        job._move(blob, 0, 4 << 20, writer, answer)
-
-    assert time.monotonic() - began < 25
-    for fd in (reader, writer, blob):
-        os.close(fd)
 
 
 def test_store_goes_on_after_a_failed_commit(tmp_path: Path) -> None:
