@@ -189,15 +189,16 @@ class Unpacking(Job[Unpacked]):
                 os.close(reader)
                 raise
             try:
-                Feed(source.ingest, writer, self.progress, self.patience, result.done).run(turn)
+                try:
+                    Feed(source.ingest, writer, self.progress, self.patience, result.done).run(turn)
+                finally:
+                    os.close(writer)
+                return self._end(result, plain)
             except BaseException:
-                os.close(writer)
                 held.close()  # or the helper would wait for a decryptor that hangs
                 # The helper must have let go of the directory before anybody tries again or removes it.
                 wait([result], timeout=_LET_GO)
                 raise
-            os.close(writer)
-            return self._end(result, plain)
 
     def _end(self, result: "Future[Unpacked]", plain: Chain | None) -> Unpacked:
         """Wait for helper and decryptor; a reason of the decryptor's own explains the helper's, if both failed."""

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from bulkhead.errors import BulkheadError, NotFound, ResourceExhausted
+from bulkhead.errors import BulkheadError, Cancelled, NotFound, ResourceExhausted
 from image_svc.decryption.gatekeeper import Chain, Decoder
 from image_svc.ingest import Content, Ingest
 from image_svc.patience import Patience
@@ -90,14 +90,14 @@ def source(tmp_path: Path) -> Iterator[Source]:
     ingest.close()
 
 
-def job(source: Source, helper: Helper) -> Unpacking:
+def job(source: Source, helper: Helper, *, decrypted: bool = True) -> Unpacking:
     """Return the layer's work."""
 
     @contextmanager
     def opened(avoid: tuple[str, ...]) -> Iterator[tuple[Source, bool]]:
         yield source, True
 
-    decoder = cast(Decoder, Hanging())
+    decoder = cast(Decoder, Hanging()) if decrypted else None
     return Unpacking(LAYER, 1, opened, helper, Limits(), Turns(2), Patience(60.0, "layer"), decoder)
 
 
@@ -136,3 +136,33 @@ def test_no_thread_for_the_helper(source: Source, monkeypatch: pytest.MonkeyPatc
     work.execute()
     assert isinstance(work.future.exception(timeout=0), ResourceExhausted)
     assert descriptors() == before
+
+
+def test_a_layer_that_is_called_off_once_all_of_it_was_fed(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not over before the helper has let go of the directory: one made after its removal would stay."""
+    helper = Helper()
+    go_on = threading.Event()
+    unpack = helper.unpack
+
+    def late(name: str, stream: int, limits: Limits, algorithm: str = "sha256") -> Unpacked:
+        helper.began.set()
+        assert go_on.wait(30)
+        return unpack(name, stream, limits, algorithm)
+
+    monkeypatch.setattr(helper, "unpack", late)
+    source.ingest.write(memoryview(bytes(1 << 19)))
+    source.ingest.finish()
+    work = job(source, helper, decrypted=False)
+    runner = threading.Thread(target=work.execute)
+    runner.start()
+    assert helper.began.wait(10)
+    while work.progress.unpacked < work.layer.size:
+        time.sleep(0.001)
+    time.sleep(0.05)  # it waits for the answer now
+    work.patience.cancel()
+    runner.join(0.3)
+    assert runner.is_alive()
+    go_on.set()
+    runner.join(30)
+    assert helper.ended.is_set()
+    assert isinstance(work.future.exception(timeout=0), Cancelled)
