@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -102,10 +102,14 @@ def job(source: Source, helper: Helper, *, decrypted: bool = True) -> Unpacking:
     return Unpacking(LAYER, 1, opened, helper, Limits(), Turns(2), Patience(60.0, "layer"), decoder)
 
 
-def descriptors() -> int:
-    """Return how many descriptors this process has open, without those that earlier tests left to the collector."""
+def descriptors() -> set[str]:
+    """Return what this process has open; what earlier tests have still to close may be missing from the next answer."""
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+    return found
 
 
 def test_a_download_that_fails_before_a_decryptor_that_hangs(source: Source) -> None:
@@ -122,7 +126,7 @@ def test_a_download_that_fails_before_a_decryptor_that_hangs(source: Source) -> 
     assert time.monotonic() - began < 5
     assert isinstance(work.future.exception(timeout=0), NotFound)
     assert helper.ended.is_set()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_no_thread_for_the_helper(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +141,7 @@ def test_no_thread_for_the_helper(source: Source, monkeypatch: pytest.MonkeyPatc
     work = job(source, Helper())
     work.execute()
     assert isinstance(work.future.exception(timeout=0), ResourceExhausted)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_a_layer_that_is_called_off_once_all_of_it_was_fed(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
