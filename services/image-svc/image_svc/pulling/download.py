@@ -1,33 +1,25 @@
 """One blob's download: into its partial file, hashed on the way; a pull that commits makes it a blob."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from bulkhead.courtesy import step_aside
-from bulkhead.errors import BulkheadError, DataLoss, DeadlineExceeded, Internal
+from bulkhead.errors import BulkheadError, DataLoss, Internal
 from image_svc import telemetry
 from image_svc.ingest import Content, Ingest
 from image_svc.oci import digests
 from image_svc.oci.reference import Reference
 from image_svc.patience import Patience
+from image_svc.pulling.movers import moving
 from image_svc.pulling.progress import LayerProgress, LayerState
 from image_svc.pulling.shared_jobs import Job
 from image_svc.registry.repository import Descriptor
 from image_svc.slots import Slots
 
 logger = logging.getLogger(__name__)
-
-#: Whoever writes and hashes what has arrived holds one of these. More threads than processors get no more done, but
-#: pass the interpreter's lock among themselves a thousand times a second and more, while calls wait for it in vain. (A
-#: queue, since its waiters sleep without that lock, which those of a threading.Semaphore wake up for.)
-_PROCESSORS: SimpleQueue[int] = SimpleQueue()
-for _number in range(max(2, len(os.sched_getaffinity(0)))):
-    _PROCESSORS.put(_number)
 
 
 class CorruptBlob(DataLoss):
@@ -161,15 +153,8 @@ class Download(Job[None]):
 
     def _write(self, part: memoryview) -> None:
         step_aside()
-        try:
-            turn = _PROCESSORS.get(timeout=self.patience.left)
-        except Empty:  # the disk hangs under those who hold one
-            self.patience.check()
-            raise DeadlineExceeded(f"{self._title}: the disk takes nothing") from None
-        try:
+        with moving(self.patience, self._title):
             self._take(part)
-        finally:
-            _PROCESSORS.put(turn)
 
     def _take(self, part: memoryview) -> None:
         telemetry.PULLED_BYTES.inc(len(part))

@@ -9,6 +9,7 @@ from contextlib import suppress
 from bulkhead.errors import Cancelled
 from image_svc.ingest import Ingest
 from image_svc.patience import Patience
+from image_svc.pulling.movers import moving
 from image_svc.pulling.progress import LayerProgress, LayerState
 from image_svc.pulling.turns import Turn
 
@@ -55,9 +56,10 @@ class Feed:
         """Have the kernel put a part of the blob's file into the pipe, without a copy, up to the byte `end`."""
         while self._offset < end:
             try:
-                moved = os.splice(
-                    self._blob.fd, self._pipe, min(end - self._offset, PIPE_SIZE), offset_src=self._offset
-                )
+                with moving(self._patience, self._progress.digest):
+                    moved = os.splice(
+                        self._blob.fd, self._pipe, min(end - self._offset, PIPE_SIZE), offset_src=self._offset
+                    )
             except BlockingIOError:
                 self._patience.check()
                 if self._ended():

@@ -4,14 +4,16 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from bulkhead.errors import Cancelled, NotFound
+from bulkhead.errors import Cancelled, DeadlineExceeded, NotFound
 from image_svc.ingest import Content, Ingest
 from image_svc.patience import Patience
 from image_svc.pulling.feed import Feed
+from image_svc.pulling.movers import AT_ONCE, moving
 from image_svc.pulling.progress import LayerProgress, LayerState
 from image_svc.pulling.turns import Turns
 
@@ -132,3 +134,16 @@ def test_a_file_that_is_cut_short(pipe: Pipe) -> None:
     with pytest.raises(Cancelled, match="cut short"):
         pipe.run()
     assert pipe.progress.unpacked == 1000
+
+
+def test_others_that_move_bytes_for_ever(pipe: Pipe) -> None:
+    """A feeder that comes to no turn of moving bytes ends with its layer's time."""
+    pipe.patience = Patience(0.2, "layer")
+    pipe.feed = Feed(pipe.blob, pipe.writer, pipe.progress, pipe.patience, pipe.answered.is_set)
+    pipe.arrive(bytes(SIZE))
+    with ExitStack() as held:
+        for _ in range(AT_ONCE):
+            held.enter_context(moving(Patience(5.0, "other"), "other"))
+        with pytest.raises(DeadlineExceeded, match="the disk takes nothing"):
+            pipe.run()
+    assert pipe.progress.unpacked == 0

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import NoReturn
 
@@ -29,7 +30,7 @@ from bulkhead.errors import (
 )
 from image_svc.oci import media
 from image_svc.patience import Patience
-from image_svc.pulling.download import _PROCESSORS
+from image_svc.pulling.movers import AT_ONCE, moving
 from image_svc.registry.connections import READ_TIMEOUT
 from image_svc.unpack.protocol import DiskFull
 from support.fake_registry import FakeRegistry, Handler, Rule
@@ -483,17 +484,15 @@ def test_a_disk_that_hangs_under_others(make_node: Make, registry: FakeRegistry,
     """A download that comes to no turn of writing ends with its time, and its thread as well."""
     node = make_node(bulkhead=Bulkhead(pull_timeout=0.3))
     registry.push("app", "1", image)
-    held = [_PROCESSORS.get(timeout=5) for _ in range(_PROCESSORS.qsize())]
-    try:
+    with ExitStack() as held:
+        for _ in range(AT_ONCE):
+            held.enter_context(moving(Patience(5.0, "another"), "another"))
         with pytest.raises(DeadlineExceeded):
             node.pull(f"{registry.address}/app:1")
         until = time.monotonic() + 60
         while node.layer_puller.jobs.keys() and time.monotonic() < until:
             time.sleep(0.01)
         assert node.layer_puller.jobs.keys() == set()
-    finally:
-        for turn in held:
-            _PROCESSORS.put(turn)
 
 
 def test_stalled_download(make_node: Make, registry: FakeRegistry) -> None:
