@@ -107,13 +107,16 @@ class LayerPuller:
         self._store.add_blobs(blobs)
 
     def _unpack_all(self, missing: list[Layer], pull: Pull, stack: ExitStack) -> dict[str, Unpacking]:
-        """Unpack layers, or wait for pulls that do; a failure that is another pull's is tried again on our own."""
+        """Unpack layers, or wait for pulls that do; a failure that is another pull's is tried again on our own.
+
+        The largest goes first: begun last, it would be alone at the end.
+        """
         jobs: dict[str, Unpacking] = {}
         foreign: set[str] = set()
         leave: dict[str, Callable[[], None]] = {}
         names = dict(zip((m.chain_id for m in missing), self._store.new_names(len(missing)), strict=True))
         while True:
-            for layer in missing:
+            for layer in sorted(missing, key=lambda each: each.size, reverse=True):
                 if layer.chain_id in jobs:
                     continue
                 make = partial(self._own, layer, names[layer.chain_id], pull)

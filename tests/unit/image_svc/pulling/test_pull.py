@@ -3,13 +3,14 @@
 import errno
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -31,7 +32,9 @@ from bulkhead.errors import (
 from image_svc.oci import media
 from image_svc.patience import Patience
 from image_svc.pulling.movers import AT_ONCE, moving
+from image_svc.pulling.unpacking import Unpacking
 from image_svc.registry.connections import READ_TIMEOUT
+from image_svc.store import Layer as LayerRecord
 from image_svc.unpack.protocol import DiskFull
 from support.fake_registry import FakeRegistry, Handler, Rule
 from support.image_node import IMPATIENT, Node
@@ -699,6 +702,28 @@ def test_many_layers(node: Node, registry: FakeRegistry) -> None:
 
     (found,) = node.catalogue.images()
     assert len(node.store.chain(found.chain_id) or ()) == 127
+
+
+def test_the_largest_layer_is_begun_first(node: Node, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are begun by the size of their blobs, wherever they lie in the image."""
+    sizes = {10: "small", 90_000: "large", 20_000: "medium"}
+    image = Image([Layer().file(name, os.urandom(size)).tar() for size, name in sizes.items()])
+    registry.push("app", "1", image)
+    begun: list[str] = []
+    unpacking = node.layer_puller.unpacking
+
+    def note(layer: LayerRecord, *rest: Any) -> Unpacking:
+        begun.append(layer.digest)
+        return unpacking(layer, *rest)
+
+    monkeypatch.setattr(node.layer_puller, "unpacking", note)
+    node.pull(f"{registry.address}/app:1")
+
+    small, large, medium = map(digest, image.blobs()[1])
+    assert begun == [large, medium, small]
+    (found,) = node.catalogue.images()
+    names = node.store.chain(found.chain_id) or ()
+    assert [node.unpack.trees[str(each.name)] for each in names] == [["small"], ["large"], ["medium"]]
 
 
 def test_spoiled_manifest_on_disk(node: Node, registry: FakeRegistry, image: Image) -> None:
