@@ -33,6 +33,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
+# Beside this script, which mypy does not know to be a place to look in.
 from pulls import CLONE_NEWNET, fresh_disk  # type: ignore[import-not-found] # noqa: E402
 
 from bulkhead import rpc  # noqa: E402 - found on the path set above
