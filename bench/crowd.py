@@ -13,7 +13,6 @@ other work back.
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import random
@@ -34,7 +33,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 # Beside this script, which mypy does not know to be a place to look in.
-from pulls import CLONE_NEWNET, fresh_disk  # type: ignore[import-not-found] # noqa: E402
+from pulls import CLONE_NEWNET, LIBC, fresh_disk  # type: ignore[import-not-found] # noqa: E402
 
 from bulkhead import rpc  # noqa: E402 - found on the path set above
 from bulkhead.proto.runtime.v1 import api_pb2 as cri  # noqa: E402
@@ -142,7 +141,7 @@ def main() -> None:
     if options.probe:
         probe(*options.probe)
         return
-    if ctypes.CDLL(None).unshare(CLONE_NEWNET) != 0:
+    if LIBC.unshare(CLONE_NEWNET) != 0:
         sys.exit("crowd: needs root")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     found: dict[str, list[float]] = {}

@@ -115,8 +115,9 @@ class LayerPuller:
         foreign: set[str] = set()
         leave: dict[str, Callable[[], None]] = {}
         names = dict(zip((m.chain_id for m in missing), self._store.new_names(len(missing)), strict=True))
+        by_size = sorted(missing, key=lambda each: each.size, reverse=True)
         while True:
-            for layer in sorted(missing, key=lambda each: each.size, reverse=True):
+            for layer in by_size:
                 if layer.chain_id in jobs:
                     continue
                 make = partial(self._own, layer, names[layer.chain_id], pull)

@@ -17,7 +17,8 @@ from image_svc.patience import Patience
 #: needs processors as well.
 AT_ONCE = max(1, len(os.sched_getaffinity(0)) // 2)
 
-# A queue, since its waiters sleep without the lock, which those of a threading.Semaphore wake up for.
+# A queue, since its waiters sleep without the lock, which those of a threading.Semaphore wake up for. `Slots` could be
+# waited for until somebody calls off, but makes a future and an event each time: too much for every 256 KiB.
 _turns: SimpleQueue[int] = SimpleQueue()
 for _number in range(AT_ONCE):
     _turns.put(_number)

@@ -162,8 +162,10 @@ def test_a_layer_that_is_called_off_once_all_of_it_was_fed(source: Source, monke
     runner = threading.Thread(target=work.execute)
     runner.start()
     assert helper.began.wait(10)
-    while work.progress.unpacked < work.layer.size:
+    until = time.monotonic() + 30
+    while work.progress.unpacked < work.layer.size and time.monotonic() < until:
         time.sleep(0.001)
+    assert work.progress.unpacked == work.layer.size
     time.sleep(0.05)  # it waits for the answer now
     work.patience.cancel()
     runner.join(0.3)
